@@ -1,0 +1,70 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+BIN := .venv/bin
+SERVE ?= 1
+SHARED ?= ../shared
+RUNS ?= runs
+
+.PHONY: help setup demo test lint types test-full lowest newest wheel sipakmed herlev benchmark clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+setup: .venv/ready ## make .venv and install Cervicyte with its development tools
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Cervicyte needs Python 3.11 or newer; say make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Installing into .venv; torch alone may take a few minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: setup ## train, evaluate and explain on synthetic cells, then open the dashboard (SERVE=0: do not)
+	$(BIN)/cervicyte demo $(if $(filter 0,$(SERVE)),--no-serve)
+
+test: setup lint types ## lint, types and tests
+	$(BIN)/python -m pytest -q -m "not full"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+test-full: setup ## the long tests: browser, fuzzing, interrupted runs, wheel, lowest and newest versions
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
+	$(BIN)/python -m pytest -q -m full
+	$(MAKE) lowest
+
+lowest: ## the fast tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python tests/lowest_versions.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-lowest/bin/python -m pytest -q -m "not full" -p no:cacheprovider
+
+wheel: setup ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+sipakmed: setup ## fold 0 of 5 of SIPaKMeD by group, and its control; about 60 minutes on two cores, resumable
+	test -f $(RUNS)/sipakmed/metrics.json || $(BIN)/cervicyte train $(SHARED)/data/sipakmed --recipe recipes/two-cores.yaml \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --no-images --out $(RUNS)/sipakmed --resume
+	test -f $(RUNS)/sipakmed_probe/metrics.json || $(BIN)/cervicyte probe $(SHARED)/data/sipakmed --split $(RUNS)/sipakmed/split.csv \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/sipakmed_probe --force
+	$(BIN)/cervicyte compare $(RUNS)/sipakmed_probe $(RUNS)/sipakmed --out $(RUNS)/sipakmed_comparison.csv
+
+herlev: setup ## fold 0 of 5 of Herlev by frame, and its control; about 15 minutes on two cores, resumable
+	test -f $(RUNS)/herlev/metrics.json || $(BIN)/cervicyte train $(SHARED)/data/herlev --recipe recipes/two-cores.yaml --epochs 20 \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --no-images --out $(RUNS)/herlev --resume
+	test -f $(RUNS)/herlev_probe/metrics.json || $(BIN)/cervicyte probe $(SHARED)/data/herlev --split $(RUNS)/herlev/split.csv \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/herlev_probe --force
+	$(BIN)/cervicyte compare $(RUNS)/herlev_probe $(RUNS)/herlev --out $(RUNS)/herlev_comparison.csv
+
+benchmark: setup ## measure the training loop against one resident batch
+	$(BIN)/python benchmarks/training_speed.py --out benchmarks/results/training_speed.json
+
+clean: ## remove what make has made, but no run
+	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,361 @@
+"""The command line: one short function a command, each of which only calls its room.
+
+Torch and its friends are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cervicyte import __version__
+from cervicyte.errors import CervicyteError
+from cervicyte.provenance import RESEARCH_USE_ONLY
+
+DEFAULT_RUN = Path("cbam_resnet50_cervical")
+
+
+class PlainErrors(TyperGroup):
+    """Commands whose errors are one sentence and status 2, and which Ctrl-C ends with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except CervicyteError as error:
+            typer.secho(f"Error: {error}", fg="red", err=True)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            reason = (error.strerror or "cannot be used").lower()
+            typer.secho(
+                f"Error: {error.filename}: {reason}; check the path, its permissions and the disk.",
+                fg="red",
+                err=True,
+            )
+        except KeyboardInterrupt:
+            typer.echo(
+                "Stopped. What was finished is on disk; --resume goes on with a training run.", err=True
+            )
+            raise typer.Exit(130) from None
+        raise typer.Exit(2)
+
+
+app = typer.Typer(
+    name="cervicyte",
+    cls=PlainErrors,
+    help=f"Tell cervical cells apart in Pap-smear images. {RESEARCH_USE_ONLY}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[Path, typer.Argument(help="Folder of labelled cells, or a CSV or Parquet manifest.")]
+Model = Annotated[Path, typer.Argument(help="A best_model.pth, ours or the original notebook's.")]
+By = Annotated[str | None, typer.Option(help="Keep whole: group (default), field or cell.")]
+Folds = Annotated[int | None, typer.Option(help="Number of folds; one is the test part. Default 5.")]
+Fold = Annotated[int | None, typer.Option(help="Which fold is the test part, from 0. Default 0.")]
+SplitSeed = Annotated[int | None, typer.Option("--split-seed", help="Draws the folds. Default 0.")]
+SplitFile = Annotated[Path | None, typer.Option("--split", help="A split file, instead of a new split.")]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Allow one group in training and test; the figures flatter.")
+]
+KnownGroups = Annotated[
+    bool, typer.Option("--known-groups/--no-known-groups", help="Use the shipped SIPaKMeD field groups.")
+]
+Pictures = Annotated[
+    bool, typer.Option("--images/--no-images", help="Show mistaken cells in the report, or charts only.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run left there.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cervicyte {__version__}\n{RESEARCH_USE_ONLY}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = DEFAULT_RUN,
+    recipe: Annotated[Path | None, typer.Option(help="Settings in YAML; see docs/recipe.md.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting; repeatable.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="First weights: imagenet (default), none, or a file.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training cells, at most.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws weights, batches and augmentation.")] = None,
+    split: SplitFile = None,
+    by: By = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    split_seed: SplitSeed = None,
+    allow_leak: AllowLeak = False,
+    known_groups: KnownGroups = True,
+    images: Pictures = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    force: Force = False,
+) -> None:
+    """Train on labelled cells, evaluate on those kept aside, and leave a run folder."""
+    from cervicyte.evaluation.run import SplitChoice, train_and_evaluate
+    from cervicyte.progress import TerminalProgress
+    from cervicyte.training.recipe import parse_override
+
+    overrides = dict(parse_override(text) for text in set_ or ())
+    named = {
+        "backbone": backbone,
+        "preprocessing.image_size": image_size,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    overrides |= {key: value for key, value in named.items() if value is not None}
+    metrics = train_and_evaluate(
+        data,
+        out,
+        recipe_file=recipe,
+        overrides=overrides,
+        split_choice=SplitChoice(split, by, folds, fold, split_seed, allow_leak),
+        with_pictures=images,
+        known_groups=known_groups,
+        resume=resume,
+        force=force,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    if metrics:
+        _say_result(metrics, out)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Folder of labelled cells, or a manifest.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("evaluation"),
+    split: Annotated[Path | None, typer.Option(help="Take the cells of one part of this split.")] = None,
+    part: Annotated[str, typer.Option(help="Which part: train, validation or test.")] = "test",
+    class_map: Annotated[
+        Path | None, typer.Option(help="YAML of lines `data set's class: model's class`.")
+    ] = None,
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Evaluate even cells that were seen in training.")
+    ] = False,
+    known_groups: KnownGroups = True,
+    images: Pictures = True,
+    force: Force = False,
+) -> None:
+    """Evaluate a model on labelled cells that it has not seen."""
+    from cervicyte.evaluation.run import evaluate_model, read_class_map
+    from cervicyte.progress import TerminalProgress
+
+    metrics = evaluate_model(
+        model,
+        data,
+        out,
+        split_file=split,
+        part=part,
+        class_map=read_class_map(class_map) if class_map else None,
+        allow_seen=allow_seen,
+        with_pictures=images,
+        known_groups=known_groups,
+        force=force,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    _say_result(metrics, out)
+
+
+@app.command()
+def probe(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("linear_probe"),
+    backbone: Annotated[str, typer.Option(help="The frozen weights: imagenet or a file.")] = "imagenet",
+    image_size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 224,
+    split: SplitFile = None,
+    by: By = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    split_seed: SplitSeed = None,
+    allow_leak: AllowLeak = False,
+    known_groups: KnownGroups = True,
+    force: Force = False,
+) -> None:
+    """Evaluate the control: logistic regression on frozen ImageNet features."""
+    from cervicyte.evaluation.run import SplitChoice, probe
+    from cervicyte.images.preprocessing import Preprocessing
+    from cervicyte.progress import TerminalProgress
+
+    metrics = probe(
+        data,
+        out,
+        backbone=backbone,
+        preprocessing=Preprocessing(image_size=image_size),
+        split_choice=SplitChoice(split, by, folds, fold, split_seed, allow_leak),
+        known_groups=known_groups,
+        force=force,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    _say_result(metrics, out)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders over the same test cells.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file that takes the table as well.")] = None,
+) -> None:
+    """Compare runs over the same test cells, paired, with intervals of the differences."""
+    from cervicyte.evaluation.tables import comparison_table, read_predictions, write_table
+
+    table = comparison_table({run.name or str(run): read_predictions(run) for run in runs})
+    if out is not None:
+        write_table(table, out)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+
+
+@app.command()
+def split(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The split file.")] = Path("split.csv"),
+    by: By = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    split_seed: SplitSeed = None,
+    allow_leak: AllowLeak = False,
+    known_groups: KnownGroups = True,
+) -> None:
+    """Write a split into train, validation and test that keeps groups whole."""
+    from cervicyte.datasets.layouts import read_dataset
+    from cervicyte.datasets.splits import make_split, split_hash, write_split
+
+    dataset = read_dataset(data, known_groups)
+    for warning in dataset.warnings:
+        typer.echo(f"Note: {warning}", err=True)
+    options = {"by": by, "folds": folds, "fold": fold, "seed": split_seed}
+    stated: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    made = make_split(dataset, **stated, allow_leak=allow_leak)
+    write_split(made, out)
+    for part, rows in made.groupby("part", sort=False):
+        typer.echo(f"{part}: {len(rows)} cells in {rows['group'].nunique()} groups")
+    typer.echo(f"{out}: written; hash {split_hash(made)[:16]}")
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder that takes cells/, masks/ and synthetic.json.")],
+    cells: Annotated[int, typer.Option(help="How many, over all five classes.")] = 500,
+    seed: Annotated[int, typer.Option(help="Draws everything.")] = 0,
+) -> None:
+    """Draw synthetic Pap-smear cells of the five classes, with masks."""
+    from cervicyte.datasets.synthetic import write_dataset
+    from cervicyte.progress import TerminalProgress
+
+    folder = write_dataset(out, cells, seed, TerminalProgress())
+    typer.echo(f"{folder}: {cells} synthetic cells")
+
+
+@app.command()
+def explain(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder that takes the pictures.")] = Path("explanation"),
+    method: Annotated[str, typer.Option(help="grad-cam++, grad-cam, hirescam or layercam.")] = "grad-cam++",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Of layer1, cbam1 … cbam4; repeatable. Default cbam4.")
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Also maps for this class, or `all`; repeatable."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many cells of each class.")] = 10,
+) -> None:
+    """Show where in each cell the network sees evidence for a class."""
+    from cervicyte.datasets.layouts import read_images_or_dataset
+    from cervicyte.explanation.cam import DEFAULT_LAYER
+    from cervicyte.explanation.panels import explain_cells
+    from cervicyte.network.model_file import load_model_file
+    from cervicyte.progress import TerminalProgress
+
+    loaded = load_model_file(model)
+    chosen = read_images_or_dataset(data, limit)
+    wanted = list(loaded.class_names) if class_ and "all" in class_ else class_
+    index = explain_cells(
+        loaded,
+        chosen,
+        out,
+        method=method,
+        layers=tuple(layer or (DEFAULT_LAYER,)),
+        classes=wanted,
+        progress=TerminalProgress(),
+    )
+    typer.echo(f"{index}: {len(chosen)} cells explained")
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback are open to all.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Open the dashboard in the browser."""
+    from cervicyte.dashboard.server import serve
+
+    serve(model, host, port, open_browser=browser)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder that takes everything.")] = Path("cervicyte_demo"),
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the dashboard at the end.")] = True,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
+) -> None:
+    """Run the main job on synthetic cells: draw, train, evaluate, explain, open the dashboard."""
+    from cervicyte.demo import run_demo
+    from cervicyte.progress import TerminalProgress
+
+    run_demo(out, serve_page=serve, port=port, command=_command_line(), progress=TerminalProgress())
+
+
+def _say_result(metrics: dict[str, Any], out: Path) -> None:
+    accuracy = metrics["overall"]["accuracy"]
+    typer.echo(f"Accuracy on {metrics['cells']} cells: {_rate(accuracy)}")
+    typer.echo(f"{out / 'report.html'}: the report")
+    typer.echo(RESEARCH_USE_ONLY)
+
+
+def _rate(figure: dict[str, float | None]) -> str:
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    interval = f" [{low:.1%}, {high:.1%}] (95 % interval over groups)" if low is not None else ""
+    return f"{value:.1%}{interval}"
+
+
+def _command_line() -> str:
+    return shlex.join(["cervicyte", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,298 @@
+"""Train, validation and test: made once, written to a file, and checked whenever it is used.
+
+A split is a table with one row a cell: `path` (relative to the data set's root), `sha256` of the file,
+`class`, `group` and `part`. The group is always the independent group, whatever the split was made by,
+so that a bootstrap can resample it. How the split was made stands in `split.attrs` and in the first
+line of its file: `by`, `folds`, `fold`, `seed`, `allow_leak` and the notice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from cervicyte.datasets.layouts import Cell, CellDataset
+from cervicyte.errors import SplitError
+from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file, sha256_of_json, write_text
+
+By = Literal["group", "field", "cell"]
+
+COLUMNS = ["path", "sha256", "class", "group", "part"]
+PARTS = ("train", "validation", "test")
+GIVEN_PARTS = "given parts"  # what `by` says of a data set that has parts of its own
+VALIDATION_FOLDS = 8  # validation is one of so many folds of what is not test
+HASHING_THREADS = 4
+
+
+def make_split(
+    dataset: CellDataset,
+    by: By = "group",
+    folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    allow_leak: bool = False,
+) -> pd.DataFrame:
+    """Divide a data set into train, validation and test, stratified by class.
+
+    Test is fold `fold` of `folds`, validation about an eighth of the rest, both drawn by scikit-learn's
+    StratifiedGroupKFold. Where the data set has parts of its own, they are kept, and validation is
+    taken from train if there is none.
+
+    Args:
+        dataset: the cells.
+        by: what stays whole. "group" is the honest one; "field" and "cell" are there to show what
+            leaking gains, and are recorded as such.
+        folds: number of folds; `fold` counts from 0.
+        fold: the one that is test.
+        seed: of the shuffling.
+        allow_leak: accept a data set whose own parts share groups.
+
+    Raises:
+        SplitError: a part would lack a class, or the data set's own parts share groups or files.
+    """
+    if by not in get_args(By):
+        raise SplitError(f"A split is made by one of {', '.join(get_args(By))}, not by '{by}'.")
+    if folds < 2 or not 0 <= fold < folds:
+        raise SplitError(
+            f"There is no fold {fold} of {folds}; give two folds or more, and count them from 0."
+        )
+    cells = sorted(dataset.cells, key=lambda cell: cell.name)
+    labels = np.array([cell.label for cell in cells])
+    units = np.array([cell.name if by == "cell" else getattr(cell, by) for cell in cells])
+    given = any(cell.part for cell in cells)
+    if given:
+        parts = np.array([cell.part for cell in cells], dtype=object)
+    else:
+        parts = np.full(len(cells), "train", dtype=object)
+        parts[_test_rows(labels, units, folds, fold, seed)] = "test"
+    rest = np.flatnonzero(parts == "train")
+    if "validation" not in parts and len(rest):
+        parts[rest[_validation_rows(labels[rest], units[rest], seed)]] = "validation"
+
+    split = pd.DataFrame(
+        {
+            "path": [cell.name for cell in cells],
+            "sha256": _hashes([cell.path for cell in cells]),
+            "class": labels,
+            "group": [cell.group for cell in cells],
+            "part": parts,
+        },
+        columns=COLUMNS,
+        dtype=object,
+    )
+    split.attrs = {
+        "by": GIVEN_PARTS if given else by,
+        "folds": None if given else folds,
+        "fold": None if given else fold,
+        "seed": seed,
+        "allow_leak": allow_leak or (by != "group" and not given),
+        "notice": RESEARCH_USE_ONLY,
+    }
+    _check_classes(split)
+    check_split(split, allow_leak=split.attrs["allow_leak"])
+    return split
+
+
+def check_split(split: pd.DataFrame, allow_leak: bool = False) -> None:
+    """Hold that no group and no file content stands in two parts.
+
+    Raises:
+        SplitError: one does, and `allow_leak` is False.
+    """
+    if allow_leak:
+        return
+    for column, what in (("group", "groups"), ("sha256", "file contents")):
+        parts = split.groupby(column, sort=True)["part"].nunique()
+        torn = parts.index[parts > 1]
+        if len(torn):
+            rows = split[split[column] == torn[0]].drop_duplicates("part")
+            raise SplitError(
+                f"The split puts {len(torn):,} {what} into more than one part, such as "
+                f"{' and '.join(f'{row.path} ({row.part})' for row in rows.itertuples())}, so its test "
+                "results would be too good; make a split by group, or allow the leak on purpose."
+            )
+
+
+def write_split(split: pd.DataFrame, path: Path) -> None:
+    """Write a split as CSV whose first line, after `# `, is JSON of how it was made."""
+    header = json.dumps({**split.attrs, "notice": RESEARCH_USE_ONLY}, ensure_ascii=False)
+    table = split.to_csv(columns=COLUMNS, index=False, lineterminator="\n")
+    write_text(path, f"# {header}\n{table}")
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """Read a split that `write_split` wrote.
+
+    Raises:
+        SplitError: the file is missing or malformed; a leak is for `check_split` to find.
+    """
+    path = Path(path)
+    try:
+        first, _, table = path.read_text(encoding="utf-8-sig").partition("\n")
+    except OSError as error:
+        raise SplitError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise SplitError(f"{path}: is not a text file; give a split.csv of Cervicyte.") from error
+    try:
+        attrs = json.loads(first.removeprefix("#")) if first.startswith("#") else None
+        split = pd.read_csv(StringIO(table), dtype=str, keep_default_na=False).astype(object)
+    except ValueError as error:  # JSONDecodeError, EmptyDataError and ParserError are such
+        raise SplitError(f"{path}: is not a split ({error}); give a split.csv of Cervicyte.") from error
+    if not isinstance(attrs, dict) or "by" not in attrs:
+        raise SplitError(
+            f"{path}: its first line does not say how the split was made; give a split.csv as Cervicyte "
+            "wrote it."
+        )
+    if list(split.columns) != COLUMNS:
+        raise SplitError(
+            f"{path}: its columns are {', '.join(split.columns)}, not {', '.join(COLUMNS)}; "
+            "give a split.csv as Cervicyte wrote it."
+        )
+    for problem, wrong in (
+        ("an empty value", (split == "").any(axis=1)),
+        ("a part other than train, validation and test", ~split["part"].isin(PARTS)),
+        ("a sha256 that is not 64 hexadecimal digits", ~split["sha256"].str.fullmatch("[0-9a-f]{64}")),
+        ("a path that stands there twice", split["path"].duplicated()),
+    ):
+        if wrong.any():
+            row = int(np.argmax(wrong)) + 3  # after the comment and the header, counted from 1
+            raise SplitError(f"{path}, line {row}: has {problem}; give a split.csv as Cervicyte wrote it.")
+    split.attrs = attrs
+    return split
+
+
+def split_hash(split: pd.DataFrame) -> str:
+    """Return the SHA-256 over the sorted (path, sha256, class, part) rows: 64 hexadecimal digits."""
+    rows = split[["path", "sha256", "class", "part"]].to_numpy(str).tolist()
+    return sha256_of_json(sorted(rows))
+
+
+def cells_of(split: pd.DataFrame, dataset: CellDataset, part: str) -> list[Cell]:
+    """Return the cells of one part ("train", "validation", "test") in the split's order.
+
+    Raises:
+        SplitError: the data set lacks a file of the part or labels it otherwise, or a group stands in
+            two parts, by the split's groups or by the data set's, and the split does not record that
+            as allowed.
+    """
+    if part not in PARTS:
+        raise SplitError(f"'{part}' is no part of a split; the parts are {', '.join(PARTS)}.")
+    allow_leak = bool(split.attrs.get("allow_leak", False))
+    check_split(split, allow_leak)
+    # The data set may know of groups that the split, made elsewhere, did not know of.
+    group_of = {cell.name: cell.group for cell in dataset.cells}
+    groups = [group_of.get(name, name) for name in split["path"]]
+    check_split(split.assign(group=groups), allow_leak)
+    return _cells_of_rows(split[split["part"] == part], dataset)
+
+
+def verify_contents(split: pd.DataFrame, dataset: CellDataset) -> None:
+    """Hold that every file still has the content that the split recorded.
+
+    Raises:
+        SplitError: a file is missing, has another label, or was changed.
+    """
+    paths = [cell.path for cell in _cells_of_rows(split, dataset)]
+    found = _hashes(paths)
+    changed = [path for path, was, now in zip(paths, split["sha256"], found, strict=True) if was != now]
+    if changed:
+        raise SplitError(
+            f"{changed[0]}: its content is not what the split recorded ({len(changed):,} such files); "
+            "give the data that the split was made for, or make a new split."
+        )
+
+
+def _cells_of_rows(rows: pd.DataFrame, dataset: CellDataset) -> list[Cell]:
+    cell_of = {cell.name: cell for cell in dataset.cells}
+    cells = []
+    for name, label in zip(rows["path"], rows["class"], strict=True):
+        if name not in cell_of:
+            raise SplitError(
+                f"{dataset.root / name}: stands in the split but not in the data set; give the data that the "
+                "split was made for."
+            )
+        cell = cell_of[name]
+        if cell.label != label:
+            raise SplitError(
+                f"{cell.path}: is {label} in the split but {cell.label} in the data set; make a new split."
+            )
+        cells.append(cell)
+    return cells
+
+
+def _test_rows(labels: np.ndarray, units: np.ndarray, folds: int, fold: int, seed: int) -> np.ndarray:
+    rarest, count = _rarest(labels, units)
+    if count < len(PARTS):
+        raise SplitError(
+            f"Class {rarest} has only {count} independent group(s), and training, validation and test need "
+            "one each; add cells of other fields to it, or leave it out."
+        )
+    if count < folds:
+        raise SplitError(
+            f"Class {rarest} has only {count} independent groups, too few for {folds} folds; take {count} "
+            "folds or fewer."
+        )
+    return list(_stratified_folds(labels, units, folds, seed))[fold]
+
+
+def _validation_rows(labels: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
+    """Of eight folds, or fewer where a class has fewer groups, return the one with the evenest classes."""
+    rarest, count = _rarest(labels, units)
+    names, sizes = np.unique(labels, return_counts=True)
+
+    def unevenness(held: np.ndarray) -> float:
+        shares = np.array([np.sum(labels[held] == name) for name in names]) / sizes
+        return float(np.ptp(shares)) if shares.min() > 0 and shares.max() < 1 else np.inf
+
+    for folds in range(min(VALIDATION_FOLDS, count), 1, -1):
+        held = min(_stratified_folds(labels, units, folds, seed), key=unevenness)
+        if unevenness(held) < np.inf:
+            return held
+    raise SplitError(
+        f"Class {rarest} has too few independent groups ({count} beside the test part) to be in training "
+        "and validation; add cells or take another fold or seed."
+    )
+
+
+def _stratified_folds(labels: np.ndarray, units: np.ndarray, folds: int, seed: int) -> Iterator[np.ndarray]:
+    # Imported here: reading a split needs no scikit-learn, whose import takes a second.
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of small classes
+        for _, held in splitter.split(labels, labels, units):
+            yield held
+
+
+def _rarest(labels: np.ndarray, units: np.ndarray) -> tuple[str, int]:
+    """Return the class with the fewest groups, and how many it has."""
+    counts = {label: len(set(units[labels == label])) for label in sorted(set(labels))}
+    fewest = min(counts, key=counts.__getitem__)
+    return fewest, counts[fewest]
+
+
+def _check_classes(split: pd.DataFrame) -> None:
+    classes: set[str] = set(split["class"])
+    for part in PARTS:
+        missing = sorted(classes - set(split.loc[split["part"] == part, "class"]))
+        if missing:
+            remedy = (
+                "complete the data set's own parts, or give its cells without parts to have them divided here"
+                if split.attrs["by"] == GIVEN_PARTS
+                else "take another fold or seed, or fewer folds, or add cells"
+            )
+            raise SplitError(f"The {part} part would have no cell of {', '.join(missing)}; {remedy}.")
+
+
+def _hashes(paths: Sequence[Path]) -> list[str]:
+    with ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(sha256_of_file, paths))

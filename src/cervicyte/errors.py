@@ -1,0 +1,57 @@
+"""Every error that Cervicyte raises on purpose, each named for what went wrong.
+
+An error's text is one sentence for the person who reads it: what was wrong, in which file, and what
+to do. The command line prints it and exits with status 2; the dashboard shows it beside the input.
+"""
+
+
+class CervicyteError(Exception):
+    """Base of all errors below: something in the input, not in the program, needs mending."""
+
+
+class ImageError(CervicyteError):
+    """An image file could not be used. The text begins with the file's path."""
+
+
+class ImageNotFound(ImageError):
+    """No file lies at the path given."""
+
+
+class NotAnImage(ImageError):
+    """The file is empty, of another kind, or in an image format that is not read here."""
+
+
+class TruncatedImage(ImageError):
+    """The file begins as an image but its data end early or are damaged."""
+
+
+class OversizedImage(ImageError):
+    """The image has more pixels than the stated bound; it was not decoded."""
+
+
+class DatasetError(CervicyteError):
+    """A folder or manifest could not be read as labelled cells."""
+
+
+class SplitError(CervicyteError):
+    """A split file is malformed, does not fit the data, or puts one group on both sides."""
+
+
+class WeightsError(CervicyteError):
+    """Backbone weights are missing, unreadable, or do not fit the network."""
+
+
+class ModelFileError(CervicyteError):
+    """A model file is unreadable, is not a Cervicyte or original checkpoint, or does not fit."""
+
+
+class RecipeError(CervicyteError):
+    """A recipe has an unknown key or a value of the wrong type or range."""
+
+
+class RunFolderError(CervicyteError):
+    """A run folder is already in use, finished, or lacks what a command needs."""
+
+
+class UsageError(CervicyteError):
+    """Options were combined in a way that has no meaning."""

@@ -1,0 +1,1 @@
+"""Evaluation: what a model is worth, and how sure that is."""

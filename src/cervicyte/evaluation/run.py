@@ -1,0 +1,511 @@
+"""The main job: labelled cells in, a run folder out.
+
+`train_and_evaluate` goes from a data set to a finished run folder, `evaluate_model` judges any model
+file on any labelled cells, `probe` runs the control. All three end in the same files, see `report`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from accelerate import PartialState
+
+from cervicyte.datasets.groups import SIPAKMED_PREFIX
+from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
+from cervicyte.datasets.splits import (
+    cells_of,
+    check_split,
+    make_split,
+    read_split,
+    split_hash,
+    verify_contents,
+    write_split,
+)
+from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
+from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
+from cervicyte.evaluation.predictions import predict_cells
+from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.images.reader import read_image
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import sha256_of_file
+from cervicyte.training.cells import load_cells
+from cervicyte.training.loop import (
+    CHECKPOINT_NAME,
+    HISTORY_NAME,
+    MODEL_NAME,
+    LabelledImages,
+    train,
+)
+from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
+
+RECIPE_NAME = "recipe.yaml"
+SPLIT_NAME = "split.csv"
+METRICS_NAME = "metrics.json"
+RUN_FILES = (MODEL_NAME, HISTORY_NAME, CHECKPOINT_NAME, RECIPE_NAME, SPLIT_NAME, *REPORT_FILES)
+PARTS = ("train", "validation", "test")
+NOT_PATIENTS = (
+    "Independent groups are not independent patients: the data set names no patients, so figures for "
+    "cells of new patients may be lower."
+)
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """How cells are parted: by a file, or anew. What is None takes the default of `make_split`."""
+
+    file: Path | None = None
+    by: str | None = None
+    folds: int | None = None
+    fold: int | None = None
+    seed: int | None = None
+    allow_leak: bool = False
+
+    def made(self, dataset: CellDataset) -> pd.DataFrame:
+        """Return the split of these cells; one from a file is checked against their contents."""
+        if self.file is not None:
+            if self._stated():
+                raise UsageError(
+                    f"{self.file}: a split file says all; leave out --{' and --'.join(self._stated())}."
+                )
+            split = read_split(self.file)
+            verify_contents(split, dataset)
+            check_split(split, allow_leak=self.allow_leak)
+            return split
+        return make_split(dataset, **self._stated(), allow_leak=self.allow_leak)
+
+    def check_same(self, split: pd.DataFrame, path: Path) -> None:
+        """Refuse a choice that differs from a split that a run has begun with."""
+        differs = {key: value for key, value in self._stated().items() if split.attrs.get(key) != value}
+        other_file = self.file is not None and split_hash(read_split(self.file)) != split_hash(split)
+        if differs or other_file:
+            raise RunFolderError(
+                f"{path}: the run began with another split; resume without split options, or start anew "
+                "with --force."
+            )
+
+    def _stated(self) -> dict[str, Any]:
+        options = {"by": self.by, "folds": self.folds, "fold": self.fold, "seed": self.seed}
+        return {key: value for key, value in options.items() if value is not None}
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def train_and_evaluate(
+    data: Path,
+    out: Path,
+    *,
+    recipe_file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    split_choice: SplitChoice = SplitChoice(),
+    with_pictures: bool = True,
+    known_groups: bool = True,
+    resume: bool = False,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Split, train, evaluate on the test part, and leave a finished run folder.
+
+    Args:
+        data: folder or manifest of labelled cells.
+        out: the run folder. It is finished when `metrics.json` is there and `checkpoint.pth` is not.
+        recipe_file, overrides: the recipe and changes to it, see `read_recipe`.
+        split_choice: which cells train, validate and test.
+        with_pictures: whether the report shows the cells that were mistaken.
+        known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
+        resume: go on with an unfinished run, with the recipe and the split that it began with.
+        force: throw away what an earlier run left in `out`.
+        command: the command line, recorded in every artefact.
+        progress: is told of every step.
+
+    Returns:
+        The figures of `metrics.json`.
+
+    Raises:
+        RunFolderError: `out` holds a run and neither `resume` nor `force` is given.
+        CervicyteError: of the rooms before, for unreadable data, splits, recipes or weights.
+    """
+    began = time.monotonic()
+    processes = PartialState()  # one, unless started by `accelerate launch`
+    recipe_given = recipe_file
+    if resume and recipe_file is None and (out / RECIPE_NAME).is_file():
+        recipe_given = out / RECIPE_NAME
+    recipe = read_recipe(recipe_given, dict(overrides or {}))
+    if processes.is_main_process:
+        if resume and is_finished(out):
+            progress.say(f"{out}: this run is finished; nothing is left to do.")
+            return read_metrics(out)
+        _claim(out, resume=resume, force=force)
+    processes.wait_for_everyone()
+
+    dataset = read_dataset(data, known_groups)
+    for warning in dataset.warnings:
+        progress.say(f"Note: {warning}")
+    if resume and (out / SPLIT_NAME).is_file():
+        split = read_split(out / SPLIT_NAME)
+        split_choice.check_same(split, out / SPLIT_NAME)
+        verify_contents(split, dataset)
+    else:
+        split = split_choice.made(dataset)
+    cells = {part: cells_of(split, dataset, part) for part in PARTS}
+    class_names = dataset.classes
+    for part in PARTS:
+        _check_classes(cells[part], class_names, part)
+    progress.say("; ".join(f"{part}: {len(cells[part])} cells" for part in PARTS))
+    if processes.is_main_process:
+        write_recipe(recipe, out / RECIPE_NAME)
+        write_split(split, out / SPLIT_NAME)
+
+    training = labelled_images(cells["train"], class_names, recipe.preprocessing, progress, "training")
+    validation = labelled_images(
+        cells["validation"], class_names, recipe.preprocessing, progress, "validation"
+    )
+    split_facts = facts_of_split(split)
+    history = train(
+        recipe,
+        training,
+        validation,
+        class_names,
+        out,
+        metadata={"split": split_facts, "data": dataset.root.name, "seen": seen_cells(split)},
+        resume=resume,
+        progress=progress,
+    )
+    if not processes.is_main_process:
+        return {}
+
+    model = load_model_file(out / MODEL_NAME)
+    predictions = predict_cells(model, cells["test"], progress=progress)
+    context = {
+        "title": f"{dataset.known or dataset.root.name}: test part",
+        "data": dataset.root.name,
+        "layout": dataset.layout,
+        "split": split_facts,
+        "model": facts_of_model(model),
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "command": command,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "training_minutes": round(float(history["seconds"].sum()) / 60, 1),
+        "caveats": caveats_of(dataset, split),
+    }
+    metrics = write_evaluation(
+        out,
+        predictions,
+        class_names,
+        history=history,
+        context=context,
+        image_of=picture_reader(cells["test"]) if with_pictures else None,
+        seed=recipe.seed,
+    )
+    model.metadata["metrics"] = {**model.metadata["metrics"], "test": metrics["overall"]}
+    save_model(out / MODEL_NAME, model)
+    (out / CHECKPOINT_NAME).unlink(missing_ok=True)
+    return metrics
+
+
+def is_finished(out: Path) -> bool:
+    """Return whether a run folder holds a finished run."""
+    return (out / METRICS_NAME).is_file() and not (out / CHECKPOINT_NAME).exists()
+
+
+def read_metrics(out: Path) -> dict[str, Any]:
+    """Return the figures of a finished run folder.
+
+    Raises:
+        RunFolderError: there are none, or they are damaged.
+    """
+    path = out / METRICS_NAME
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path}: no such file; finish the run with --resume first.") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: is damaged; evaluate anew with --force.") from error
+
+
+def _claim(out: Path, *, resume: bool, force: bool) -> None:
+    """Make sure that `out` can take a run, and that no earlier work in it is lost unasked."""
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out}: is a file; choose a folder with --out.")
+    there = [name for name in RUN_FILES if (out / name).exists()]
+    if there and force:
+        for name in there:
+            (out / name).unlink()
+    elif there and not resume:
+        if is_finished(out):
+            raise RunFolderError(
+                f"{out}: holds a finished run; choose another folder with --out, or replace it with --force."
+            )
+        raise RunFolderError(
+            f"{out}: holds an unfinished run; go on with --resume, or start anew with --force."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+# --- evaluation of a model file ----------------------------------------------------------------
+
+
+def evaluate_model(
+    model_path: Path,
+    data: Path,
+    out: Path,
+    *,
+    split_file: Path | None = None,
+    part: str = "test",
+    class_map: Mapping[str, str] | None = None,
+    allow_seen: bool = False,
+    with_pictures: bool = True,
+    known_groups: bool = True,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Evaluate a model file on labelled cells: all of them, or one part of a split.
+
+    Args:
+        model_path: ours, or the original notebook's checkpoint.
+        data: folder or manifest of labelled cells.
+        out: folder for the report.
+        split_file, part: take only the cells of this part.
+        class_map: the data set's class names -> the model's, where they differ.
+        allow_seen: evaluate even though cells, or others of their groups, took part in training.
+        with_pictures, known_groups, force, command, progress: see `train_and_evaluate`.
+
+    Raises:
+        DatasetError: a class is none of the model's and `class_map` does not name it.
+        SplitError: cells were seen in training.
+    """
+    model = load_model_file(model_path)
+    _claim(out, resume=False, force=force)
+    dataset = read_dataset(data, known_groups)
+    for warning in dataset.warnings:
+        progress.say(f"Note: {warning}")
+    if split_file is not None:
+        split = read_split(split_file)
+        verify_contents(split, dataset)
+        cells: Sequence[Cell] = cells_of(split, dataset, part)
+    else:
+        cells = dataset.cells
+    true_classes = mapped_classes(cells, model.class_names, class_map or {}, data)
+    seen = [] if model.original else seen_of(model, cells)
+    if seen and not allow_seen:
+        raise SplitError(
+            f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
+            "training or show the same place as one that did; evaluate the run's test part with "
+            "--split RUN/split.csv, or say --allow-seen."
+        )
+    caveats = [NOT_PATIENTS]
+    if seen:
+        caveats.insert(0, f"{len(seen)} of {len(cells)} cells were seen in training: the figures flatter.")
+    if model.original:
+        caveats.insert(0, "The original's checkpoint does not say which cells it was trained on.")
+    predictions = predict_cells(model, cells, true_classes, progress)
+    context = {
+        "title": f"{dataset.known or dataset.root.name}: {part + ' part' if split_file else 'all cells'}",
+        "data": dataset.root.name,
+        "layout": dataset.layout,
+        "model": facts_of_model(model),
+        "class_map": dict(class_map or {}),
+        "cells_seen_in_training": len(seen),
+        "command": command,
+        "caveats": caveats,
+    }
+    if split_file is not None:
+        context["split"] = facts_of_split(split)
+    return write_evaluation(
+        out,
+        predictions,
+        model.class_names,
+        context=context,
+        image_of=picture_reader(cells) if with_pictures else None,
+    )
+
+
+def mapped_classes(
+    cells: Sequence[Cell], class_names: Sequence[str], class_map: Mapping[str, str], data: Path
+) -> list[str]:
+    """Return each cell's true class in the model's names.
+
+    Raises:
+        DatasetError: a class has no counterpart; the text says how to give one.
+        UsageError: the map leads to a class that the model does not have.
+    """
+    valid = ", ".join(class_names)
+    for name in class_map.values():
+        if name not in class_names:
+            raise UsageError(f"--class-map: the model has no class {name}; its classes are {valid}.")
+    labels = {cell.label for cell in cells}
+    unknown = sorted(labels - set(class_map) - set(class_names))
+    if unknown:
+        raise DatasetError(
+            f"{data}: the model does not know the class {unknown[0]}; give a YAML file of lines "
+            f"`{unknown[0]}: CLASS` with --class-map, where CLASS is one of {valid}."
+        )
+    return [class_map.get(cell.label, cell.label) for cell in cells]
+
+
+def read_class_map(path: Path) -> dict[str, str]:
+    """Read `data set's class: model's class` lines from YAML.
+
+    Raises:
+        UsageError: the file is missing or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as a class map; check the path and the YAML.") from error
+    if not isinstance(content, dict) or not all(isinstance(v, str) for kv in content.items() for v in kv):
+        raise UsageError(f"{path}: must consist of lines `data set's class: model's class`.")
+    return content
+
+
+def seen_cells(split: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the contents and known groups that training and validation saw, for the model file."""
+    shown = split[split["part"] != "test"]
+    groups = {group for group in shown["group"] if group.startswith(SIPAKMED_PREFIX)}
+    return {"sha256": sorted(set(shown["sha256"])), "groups": sorted(groups)}
+
+
+def seen_of(model: ModelFile, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that the model saw in training, or that share a known group with one."""
+    record = model.metadata.get("seen", {})
+    contents, groups = set(record.get("sha256", ())), set(record.get("groups", ()))
+    return [cell for cell in cells if cell.group in groups or sha256_of_file(cell.path) in contents]
+
+
+# --- the control -------------------------------------------------------------------------------
+
+
+def probe(
+    data: Path,
+    out: Path,
+    *,
+    backbone: str,
+    preprocessing: Preprocessing = Preprocessing(),
+    split_choice: SplitChoice = SplitChoice(),
+    known_groups: bool = True,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Evaluate logistic regression on frozen features over a split; see `linear_probe`."""
+    _claim(out, resume=False, force=force)
+    dataset = read_dataset(data, known_groups)
+    split = split_choice.made(dataset)
+    cells = {part: cells_of(split, dataset, part) for part in PARTS}
+    everything = [cell for part in PARTS for cell in cells[part]]
+    parts = [part for part in PARTS for _ in cells[part]]
+    features = frozen_features(everything, backbone, preprocessing, progress)
+    predictions, strength = probe_predictions(features, everything, parts, dataset.classes)
+    write_split(split, out / SPLIT_NAME)
+    return write_evaluation(
+        out,
+        predictions,
+        dataset.classes,
+        context={
+            "title": f"{dataset.known or dataset.root.name}: linear probe, test part",
+            "data": dataset.root.name,
+            "layout": dataset.layout,
+            "split": facts_of_split(split),
+            "model": {
+                "kind": f"logistic regression (C = {strength:g}) on 2,048 frozen ResNet-50 features",
+                "backbone": Path(backbone).name,
+                "image_size": preprocessing.image_size,
+                "preprocessing": preprocessing.fingerprint(),
+            },
+            "command": command,
+            "caveats": caveats_of(dataset, split),
+        },
+    )
+
+
+# --- what a report says of its origin ----------------------------------------------------------
+
+
+def labelled_images(
+    cells: Sequence[Cell],
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    progress: Progress = SILENT,
+    part: str = "",
+) -> LabelledImages:
+    """Read cells, once, as the loop takes them."""
+    index_of = {name: index for index, name in enumerate(class_names)}
+    images = load_cells(cells, preprocessing, progress, f"Reading {part} cells")
+    return LabelledImages(images, np.array([index_of[cell.label] for cell in cells], np.int64))
+
+
+def facts_of_split(split: pd.DataFrame) -> dict[str, Any]:
+    """Return what a report says of a split: how it was made, its hash, cells and groups of each part."""
+    stated = {key: split.attrs[key] for key in ("by", "folds", "fold", "seed") if key in split.attrs}
+    parts = {
+        part: {"cells": len(rows), "groups": int(rows["group"].nunique())}
+        for part, rows in split.groupby("part")
+    }
+    return {**stated, "hash": split_hash(split), **{str(part): parts[part] for part in parts}}
+
+
+def facts_of_model(model: ModelFile) -> dict[str, Any]:
+    """Return what a report says of a model."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "placement": model.network.placement,
+        "backbone": model.metadata.get("backbone"),
+        "weights_sha256": weights_hash(model.network),
+        "epoch": model.epoch,
+        "best_validation_accuracy": model.best_validation_accuracy,
+        "image_size": model.preprocessing.image_size,
+        "preprocessing": model.preprocessing.fingerprint(),
+    }
+
+
+def weights_hash(network: torch.nn.Module) -> str:
+    """Return the SHA-256 over names and values of all weights: the same whatever file holds them."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def caveats_of(dataset: CellDataset, split: pd.DataFrame) -> list[str]:
+    """Return what a reader of the figures must know."""
+    caveats = [NOT_PATIENTS, *dataset.warnings]
+    parts_of_group = split.groupby("group")["part"].nunique()
+    leaking = int((parts_of_group > 1).sum())
+    if leaking:
+        caveats.insert(
+            0,
+            f"{leaking} groups stand in more than one part: cells of the test part have their twins in "
+            "training, and the figures flatter.",
+        )
+    return caveats
+
+
+def picture_reader(cells: Sequence[Cell]) -> Callable[[str], np.ndarray]:
+    """Return a function from a cell's name to its image, uint8 [H, W, 3]."""
+    path_of = {cell.name: cell.path for cell in cells}
+    return lambda name: read_image(path_of[name])
+
+
+def _check_classes(cells: Sequence[Cell], class_names: Sequence[str], part: str) -> None:
+    missing = sorted(set(class_names) - {cell.label for cell in cells})
+    if missing and part != "test":
+        raise SplitError(
+            f"The {part} part has no cell of the class {missing[0]}; use fewer folds, or a split file that "
+            "has some."
+        )

@@ -1,0 +1,1 @@
+"""Why the network decides: class activation maps, and pictures of them."""

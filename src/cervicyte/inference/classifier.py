@@ -1,0 +1,136 @@
+"""A loaded model that answers for images: which class, how sure, and which places speak for it.
+
+Nothing is written to a classifier after it is made, and neither its answers nor its maps leave
+anything behind in the network, so any number of threads may ask one at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cervicyte.errors import UsageError
+from cervicyte.evaluation.predictions import BATCH, softmax
+from cervicyte.explanation import cam
+from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.training.cells import normalised
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image.
+
+    Attributes:
+        class_name: the class with the highest probability.
+        confidence: its probability, in [0, 1].
+        probabilities: class -> softmax of its logit, in the model's order; they sum to 1.
+    """
+
+    class_name: str
+    confidence: float
+    probabilities: dict[str, float]
+
+
+class Classifier:
+    """A model with its preprocessing, ready on a device.
+
+    Attributes:
+        model: what travelled in the model file; its network lies on `device`, in evaluation mode.
+        device: where the network computes.
+    """
+
+    def __init__(self, model: ModelFile, device: str = "auto") -> None:
+        """Move the network to a device as PyTorch names it; `auto` is a CUDA device if there is one.
+
+        Raises:
+            UsageError: there is no such device here.
+        """
+        self.model = model
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            model.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # An unknown name is a RuntimeError; a build of PyTorch without CUDA asserts.
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"There is no device {device!r} here; choose cpu or auto.") from error
+
+    @classmethod
+    def from_file(cls, path: Path, device: str = "auto") -> Classifier:
+        """Load a `best_model.pth` of ours or of the original notebook.
+
+        Raises:
+            ModelFileError: the file is missing, damaged, or no model.
+            UsageError: there is no such device here.
+        """
+        return cls(load_model_file(path), device)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the model's order."""
+        return self.model.class_names
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Return one prediction an image, in order; images are uint8 [H, W, 3], RGB, of any sizes.
+
+        Raises:
+            ValueError: an image is not an array as described.
+        """
+        predictions = []
+        for start in range(0, len(images), BATCH):
+            logits = self.model.network(self._input(images[start : start + BATCH]))
+            for row in softmax(logits.float().cpu().numpy()):
+                best = int(row.argmax())
+                probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
+                predictions.append(Prediction(self.class_names[best], float(row[best]), probabilities))
+        return predictions
+
+    def explain(
+        self,
+        image: np.ndarray,
+        classes: Sequence[str] | None = None,
+        layer: str | None = None,
+        method: str = cam.DEFAULT_METHOD,
+    ) -> dict[str, np.ndarray]:
+        """Return class -> map of the places that speak for it, on the original's pixels.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+            classes: names; None is every class in order.
+            layer: of `model.network.layers`; None is the last, `cbam4` with attention after stages.
+            method: one of `cam.METHODS`.
+
+        Returns:
+            float32 [H, W] each, none negative, in units of the method: comparable between the classes
+            of one image, see `cam.explain`.
+
+        Raises:
+            UsageError: unknown class, layer or method.
+            ValueError: the image is not an array as described.
+        """
+        names = self.class_names if classes is None else tuple(classes)
+        for name in names:
+            if name not in self.class_names:
+                raise UsageError(f"There is no class {name!r}; choose from {', '.join(self.class_names)}.")
+        network = self.model.network
+        layer = network.layers[-1] if layer is None else layer
+        indices = [self.class_names.index(name) for name in names]
+        maps = cam.explain(network, self._input([image]), method, [layer], indices)[layer][0]
+        height, width = image.shape[:2]
+        onto_original = self.model.preprocessing.onto_original
+        return {
+            name: onto_original(values, height, width)
+            for name, values in zip(names, maps.cpu().numpy(), strict=True)
+        }
+
+    def _input(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the network's input, float32 [N, 3, S, S], on its device."""
+        preprocessed = np.stack([self.model.preprocessing(image) for image in images])
+        batch = torch.from_numpy(preprocessed).permute(0, 3, 1, 2).to(self.device)
+        return normalised(batch, self.model.preprocessing)

@@ -1,0 +1,1 @@
+"""Network: ResNet-50 with CBAM, its first weights, and the model file."""

@@ -1,0 +1,127 @@
+"""ResNet-50 with CBAM, able to stop at any layer and to go on from there.
+
+Sources: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
+in torchvision's form; S. Woo et al., "CBAM", ECCV 2018.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
+
+Placement = Literal["stage", "block", "none"]
+
+STAGE_BLOCKS = (3, 4, 6, 3)
+STAGE_CHANNELS = (256, 512, 1024, 2048)
+LAYERS = ("layer1", "cbam1", "layer2", "cbam2", "layer3", "cbam3", "layer4", "cbam4")
+
+
+class CBAMBottleneck(Bottleneck):
+    """ResNet's bottleneck with CBAM on its branch, before the addition (Woo et al. 2018, fig. 3)."""
+
+    def __init__(self, inplanes: int, planes: int, *arguments, **options) -> None:  # type: ignore[no-untyped-def]
+        """Build torchvision's bottleneck and the gates over its output."""
+        super().__init__(inplanes, planes, *arguments, **options)
+        self.cbam = CBAM(planes * self.expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C', H', W']."""
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.cbam(self.bn3(self.conv3(out)))
+        return self.relu(out + identity)
+
+
+class CBAMResNet50(ResNet):
+    """ResNet-50 for `class_count` classes with CBAM `stage`-wise, in every `block`, or `none`.
+
+    The state dict has torchvision's keys and, with `stage`, `cbam1` … `cbam4` as in the original
+    notebook. For five classes `stage` has 24,214,989 parameters.
+
+    Args:
+        class_count: number of classes, the size of the last layer.
+        placement: `stage` (after each of the four stages), `block` (as in the paper), `none`.
+
+    Example:
+        >>> network = CBAMResNet50(5).eval()
+        >>> network(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 5])
+    """
+
+    def __init__(self, class_count: int, placement: Placement = "stage") -> None:
+        """Build the network with random weights; see `backbone.load_backbone` for pretrained ones."""
+        block = CBAMBottleneck if placement == "block" else Bottleneck
+        super().__init__(block, list(STAGE_BLOCKS), num_classes=class_count)
+        self.placement: Placement = placement
+        if placement == "stage":
+            for stage, channels in enumerate(STAGE_CHANNELS, start=1):
+                self.add_module(f"cbam{stage}", CBAM(channels))
+        for module in self.modules():  # torchvision's constructor has re-drawn those in the blocks
+            if isinstance(module, CBAM):
+                module.reset_gates()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names that `features` and `logits_from` take, in the order of computation."""
+        gated = self.placement == "stage"
+        return tuple(name for name in LAYERS if gated or not name.startswith("cbam"))
+
+    def features(self, images: Tensor, layer: str) -> Tensor:
+        """Return the activations [N, C, h, w] right after `layer` for images [N, 3, H, W]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for name in self.layers[: self.layers.index(layer) + 1]:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def logits_from(self, features: Tensor, layer: str) -> Tensor:
+        """Return the logits [N, classes] that the rest of the network makes of `layer`'s output."""
+        x = features
+        for name in self.layers[self.layers.index(layer) + 1 :]:
+            x = self.get_submodule(name)(x)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [N, classes] for normalised images [N, 3, H, W]."""
+        last = self.layers[-1]
+        return self.logits_from(self.features(images, last), last)
+
+    @torch.no_grad()
+    def compensate_fresh_gates(self) -> None:
+        """Put back the factor that fresh gates take away, so that plain ResNet-50 is computed exactly.
+
+        With `stage`, the factor goes into the layers that read gated features: the first and the
+        downsampling convolution of the next stage, and the classifier after the last. With `block`
+        it goes into the batch normalisation in front of the gates. To be called once, on plain
+        weights.
+        """
+        restore = 1 / FRESH_GATE_FACTOR
+        if self.placement == "stage":
+            for stage in (self.layer2, self.layer3, self.layer4):
+                stage[0].conv1.weight.mul_(restore)
+                stage[0].downsample[0].weight.mul_(restore)
+            self.fc.weight.mul_(restore)
+        elif self.placement == "block":
+            for module in self.modules():
+                if isinstance(module, CBAMBottleneck):
+                    module.bn3.weight.mul_(restore)
+                    module.bn3.bias.mul_(restore)
+
+    def freeze(self, stages: int) -> list[nn.Module]:
+        """Stop training of the stem and the first `stages` stages; 0 freezes nothing.
+
+        Returns the frozen modules: the training loop keeps them in evaluation mode, so that their
+        batch-normalisation statistics stand still too.
+        """
+        if stages == 0:
+            return []
+        frozen: list[nn.Module] = [self.conv1, self.bn1]
+        frozen += [self.get_submodule(f"layer{stage}") for stage in range(1, stages + 1)]
+        for module in frozen:
+            module.requires_grad_(False)
+        return frozen

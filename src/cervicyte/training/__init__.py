@@ -1,0 +1,1 @@
+"""Training: recipe, augmentation, and one readable loop."""
