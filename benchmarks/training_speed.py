@@ -33,7 +33,7 @@ def resident_speed(recipe: Recipe, steps: int) -> float:
     """Return images/s of training steps on one random batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = CBAMResNet50(5, recipe.placement)
-    network = network.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.train().to(device, memory_format=torch.channels_last)
     for module in network.freeze(recipe.frozen_stages):
         module.eval()
     optimiser = torch.optim.AdamW(parameter_groups(network, recipe))

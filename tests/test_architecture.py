@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import PROJECT
 
 PACKAGE = PROJECT / "src" / "cervicyte"

@@ -25,7 +25,7 @@ from cervicyte.datasets.classes import (
     proper_names,
 )
 from cervicyte.datasets.groups import join_equal_contents, sipakmed_field_groups
-from cervicyte.datasets.layouts import read_dataset, read_images_or_dataset
+from cervicyte.datasets.layouts import Cell, read_dataset, read_images_or_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import DatasetError
 
@@ -460,6 +460,8 @@ def test_a_manifest_without_groups_takes_them_from_the_table_or_says_so(tmp_path
         ("path,label\na.png,x\nnotes.txt,y\n", "row 3: notes.txt has no image's ending"),
         ("path,label\na.png,x\nb.png,x\n", "two classes are the least"),
         ("path,label\n", "two classes are the least"),
+        ("path,label\na.png,b.png,x\nb.png,a.png,y\n", "more values than there are columns"),
+        ("path,label\na.png,x\nb.png,y,z\n", "cannot be read as a csv table"),
         ("path,label\na.png,x\na-d.png,x\nb.png,y\n", "names masks as cells"),
         ("path,label\n001_01.png,x\n001.png,x\nb.png,y\n", "names whole fields as cells"),
         ('path,label\n"a.png,x\n', "cannot be read as a csv table"),
@@ -488,7 +490,7 @@ def test_an_image_a_folder_of_images_and_a_data_set_can_all_be_looked_at(tmp_pat
     assert read_images_or_dataset(tmp_path / "x", 3) == [tmp_path / f"x/{number}.png" for number in (0, 3, 6)]
     assert len(read_images_or_dataset(tmp_path / "x", 100)) == 9
     cells = read_images_or_dataset(tmp_path, 2)
-    assert [cell.label for cell in cells] == ["x", "x", "y", "y"]
+    assert [cell.label for cell in cells if isinstance(cell, Cell)] == ["x", "x", "y", "y"]
 
 
 # --- the real cells --------------------------------------------------------------------------------

@@ -111,8 +111,9 @@ def test_lossless_formats_give_every_pixel_back(kind, channels, tmp_path):
 
 def test_jpeg_is_read_as_opencv_reads_it():
     data = encoded(SMOOTH, "JPEG", quality=95)
-    other = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    np.testing.assert_allclose(read_image(data), other, atol=2)
+    other = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert other is not None
+    np.testing.assert_allclose(read_image(data), other[..., ::-1], atol=2)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
@@ -436,4 +437,6 @@ def test_real_cells_are_read_as_opencv_reads_them():
     paths = sorted(CELLS.rglob("*.bmp"))
     assert len(paths) > 90
     for path in paths:
-        np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
+        other = cv2.imread(str(path))
+        assert other is not None
+        np.testing.assert_array_equal(read_image(path), other[..., ::-1])

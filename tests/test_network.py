@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import SHARED, needs_shared
 from torchvision.models import resnet50
 
 from cervicyte.errors import ModelFileError, WeightsError
@@ -13,7 +14,6 @@ from cervicyte.network.backbone import load_backbone, read_state_dict
 from cervicyte.network.cbam import CBAM
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
-from conftest import SHARED, needs_shared
 
 NAMES = ("Dyskeratotic", "Koilocytotic", "Metaplastic", "Parabasal", "Superficial-Intermediate")
 WEIGHTS = SHARED / "weights" / "resnet50_imagenet_v15_fp16.safetensors"
@@ -27,10 +27,10 @@ def plain():
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.0)
-                module.bias.normal_(0, 0.1)
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 2)
+                torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+                torch.nn.init.normal_(module.bias, 0, 0.1)
+                module.running_mean = torch.randn(module.num_features) * 0.1
+                module.running_var = torch.rand(module.num_features) + 0.5
     return network.eval()
 
 
@@ -95,8 +95,12 @@ def test_the_gates_follow_the_formulas_of_the_paper():
         for parameter in gate.parameters():
             parameter.normal_(0, 0.5)
     x = torch.randn(2, 32, 5, 7)
-    first, second = gate.channel_attention.fc[0].weight[:, :, 0, 0], gate.channel_attention.fc[2].weight
-    mlp = lambda pooled: (pooled @ first.T).relu() @ second[:, :, 0, 0].T  # noqa: E731
+    weights = dict(gate.named_parameters())
+    first, second = (weights[f"channel_attention.fc.{i}.weight"][:, :, 0, 0] for i in (0, 2))
+
+    def mlp(pooled):
+        return (pooled @ first.T).relu() @ second.T
+
     channel = torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.amax((2, 3))))
     y = x * channel[:, :, None, None]
     pooled = torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1)
@@ -148,7 +152,7 @@ def test_without_a_network_the_default_backbone_names_the_other_two(monkeypatch,
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    with pytest.raises(WeightsError, match="--backbone FILE.*--backbone none"):
+    with pytest.raises(WeightsError, match=r"--backbone FILE.*--backbone none"):
         load_backbone(CBAMResNet50(5), "imagenet")
     assert "MB from https://download.pytorch.org" in capsys.readouterr().err
 

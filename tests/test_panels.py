@@ -150,6 +150,19 @@ def test_maps_of_all_classes_lie_on_the_originals_pixels(model, tmp_path):
             np.testing.assert_allclose(maps, alone.maps[layer], rtol=0, atol=1e-4 * maps.max())
 
 
+def test_classes_of_one_cell_share_one_scale_and_only_the_strongest_reaches_its_end(model, tmp_path):
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    (found,) = panels._explained(model, [(cell.path, cell.name, None)], "grad-cam++", ["cbam4"])
+    maps = found.maps["cbam4"]
+    tiles = [panels._tile_of_map(found, "cbam4", maps, index, CLASSES) for index in range(len(CLASSES))]
+    peaks = [float(re.search(r"peak (\S+)", tile.remark)[1]) for tile in tiles]  # type: ignore[index]
+    assert max(peaks) == 1.0
+    assert min(peaks) < 1.0
+    np.testing.assert_allclose(peaks, maps.max((1, 2)) / maps.max(), atol=0.006)
+    for tile, values in zip(tiles, maps, strict=True):
+        assert np.array_equal(tile.picture, panels.overlay(found.image, values, float(maps.max())))
+
+
 @pytest.fixture(scope="module")
 def written(model, tmp_path_factory):
     """A folder with panels of four cells, two of one file name and one of a name that needs care."""

@@ -367,7 +367,7 @@ def test_settings_out_of_range_are_refused(settings_):
 
 def test_settings_cannot_be_changed_afterwards():
     with pytest.raises(ValidationError):
-        Preprocessing().image_size = 64
+        Preprocessing().image_size = 64  # type: ignore[misc]
     assert hash(Preprocessing()) == hash(Preprocessing())
 
 

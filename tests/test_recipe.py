@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from conftest import PROJECT
 
 from cervicyte.errors import RecipeError
 from cervicyte.training.recipe import Recipe, parse_override, read_recipe, recipe_keys, write_recipe
-from conftest import PROJECT
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -190,7 +191,7 @@ def test_rarer_classes_weigh_more_only_where_classes_are_uneven():
 def test_the_average_of_the_weights_follows_its_formula():
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(network.weight, 1.0)
-    average = AveragedWeights(network, 0.9)
+    average = AveragedWeights(network, 0.9)  # type: ignore[arg-type]
     torch.nn.init.constant_(network.weight, 2.0)
     average.update(network, 0)  # decay 1/10
     assert average.network.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 2)
@@ -251,7 +252,7 @@ train(RECIPE.model_copy(update={"epochs": 6}), spots(64, 0), spots(16, 1), NAMES
 @pytest.mark.full
 def test_after_kill_9_a_resumed_run_ends_in_the_same_weights(tmp_path):
     def start(out, how):
-        command = [sys.executable, "-c", SCRIPT, str(out), how, os.path.dirname(__file__)]
+        command = [sys.executable, "-c", SCRIPT, str(out), how, str(Path(__file__).parent)]
         return subprocess.Popen(command)
 
     assert start(tmp_path / "whole", "anew").wait() == 0
@@ -276,7 +277,7 @@ def test_two_processes_train_together(tmp_path):
     script.write_text(SCRIPT)
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
     finished = subprocess.run(
-        [*command, str(tmp_path / "run"), "anew", os.path.dirname(__file__)], capture_output=True, text=True
+        [*command, str(tmp_path / "run"), "anew", str(Path(__file__).parent)], capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert len(pd.read_csv(tmp_path / "run" / HISTORY_NAME)) == 6

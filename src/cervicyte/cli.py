@@ -225,7 +225,7 @@ def compare(
     """Compare runs over the same test cells, paired, with intervals of the differences."""
     from cervicyte.evaluation.tables import comparison_table, read_predictions, write_table
 
-    table = comparison_table({run.name or str(run): read_predictions(run) for run in runs})
+    table = comparison_table({str(run): read_predictions(run) for run in runs})
     if out is not None:
         write_table(table, out)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))

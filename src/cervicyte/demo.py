@@ -63,8 +63,8 @@ def run_demo(
 
     accuracy = metrics["overall"]["accuracy"]
     progress.say(
-        f"\nAccuracy on {metrics['cells']} synthetic cells kept aside: {accuracy['value']:.1%} "
-        f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]\n"
+        f"\nAccuracy on {metrics['cells']} synthetic cells kept aside: {accuracy['value']:.1%}, "
+        f"95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}\n"
         f"  cells      {cells}\n  model      {run / MODEL_NAME}\n  report     {run / 'report.html'}\n"
         f"  heat maps  {index}\n{RESEARCH_USE_ONLY}"
     )

@@ -26,6 +26,7 @@ from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
+MAX_UPLOAD_MB = 50
 MAX_PIXELS = 20_000_000
 """Bound for one upload, height times width; a whole SIPaKMeD field has 3.1 million."""
 SHOWN_SIDE = 1024  # pixels; larger pictures are shown smaller
@@ -90,34 +91,40 @@ def shown(image: np.ndarray) -> np.ndarray:
     return np.asarray(small)
 
 
+def answer(classifier: Classifier, path: Path) -> tuple[Any, ...]:
+    """Return what a file changes on the page: upload field (free again), cell, answer, picker, map."""
+    try:
+        cell = read_cell(classifier, path)
+    except CervicyteError as error:
+        hidden = gr.update(visible=False)
+        return None, None, error_html(str(error)), hidden, hidden
+    name = cell.prediction.class_name
+    return (
+        None,
+        cell,
+        answer_html(cell),
+        gr.update(value=name, visible=True),
+        gr.update(value=map_html(cell, name), visible=True),
+    )
+
+
+def answer_upload(classifier: Classifier, upload: Path) -> tuple[Any, ...]:
+    """Return as `answer` does, and delete the file."""
+    try:
+        return answer(classifier, upload)
+    finally:
+        upload.unlink(missing_ok=True)
+
+
 def build_page(classifier: Classifier, model_name: str, samples: Path = SAMPLES) -> gr.Blocks:
     """Return the page for a classifier; `samples` holds pictures (PNG) to try, if it is there."""
     sample_files = sorted(samples.glob("*.png"))
 
-    def answer(path: Path) -> tuple[Any, ...]:
-        """Return the values of `outputs`; the upload field is freed for the next file."""
-        try:
-            cell = read_cell(classifier, path)
-        except CervicyteError as error:
-            hidden = gr.update(visible=False)
-            return None, None, error_html(str(error)), hidden, hidden
-        name = cell.prediction.class_name
-        return (
-            None,
-            cell,
-            answer_html(cell),
-            gr.update(value=name, visible=True),
-            gr.update(value=map_html(cell, name), visible=True),
-        )
-
-    def answer_upload(upload: str) -> tuple[Any, ...]:
-        try:
-            return answer(Path(upload))
-        finally:
-            Path(upload).unlink(missing_ok=True)
+    def answer_file(upload: str) -> tuple[Any, ...]:
+        return answer_upload(classifier, Path(upload))
 
     def answer_sample(event: gr.EventData) -> tuple[Any, ...]:
-        return answer(sample_files[int(event.index)])
+        return answer(classifier, sample_files[int(event.index)])
 
     def explain_class(cell: ReadCell | None, class_name: str) -> str:
         if cell is None:
@@ -148,7 +155,7 @@ def build_page(classifier: Classifier, model_name: str, samples: Path = SAMPLES)
             "show_progress_on": answer_view,
             "api_visibility": "private",
         }
-        upload.upload(answer_upload, upload, **event)
+        upload.upload(answer_file, upload, **event)
         if sample_files:
             sample_list.choose(answer_sample, **event)
         picker.input(
@@ -191,7 +198,7 @@ def map_html(cell: ReadCell, class_name: str) -> str:
 
 def error_html(sentence: str) -> str:
     """Return an error's sentence as it stands on the page."""
-    return f'<section class="card error" role="alert"><p>{html.escape(sentence)}</p></section>'
+    return f'<section class="card refusal" role="alert"><p>{html.escape(sentence)}</p></section>'
 
 
 def samples_html(files: list[Path]) -> str:
@@ -214,7 +221,7 @@ def about_html(classifier: Classifier, model_name: str) -> str:
     """Return what the map means, and what is known of the model."""
     model = classifier.model
     facts = {"File": model_name, "Classes": ", ".join(classifier.class_names)}
-    facts["Test accuracy"] = test_accuracy(model.metadata) or "not recorded in the model file"
+    facts["Test accuracy"] = measured_accuracy(model.metadata) or "not recorded in the model file"
     if "data" in model.metadata:
         facts["Trained on"] = str(model.metadata["data"])
     if model.original:
@@ -228,10 +235,13 @@ def about_html(classifier: Classifier, model_name: str) -> str:
     )
 
 
-def test_accuracy(metadata: Mapping[str, Any]) -> str | None:
+def measured_accuracy(metadata: Mapping[str, Any]) -> str | None:
     """Return the accuracy on the run's test part with its 95 % interval, if the model file has it."""
-    accuracy = metadata.get("metrics", {}).get("test", {}).get("accuracy")
-    return None if accuracy is None else str(accuracy)
+    figure = metadata.get("metrics", {}).get("test", {}).get("accuracy")
+    if figure is None or figure["value"] is None:
+        return None
+    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} % (95 % interval: {low} to {high})"
 
 
 def percent(probability: float) -> str:
@@ -264,9 +274,9 @@ HEADER = f"""
 </header>
 """
 
-UPLOAD_TITLE = """
+UPLOAD_TITLE = f"""
 <p class="upload-title"><span class="kicker">Image of one cell</span>
-<span class="fine">PNG, JPEG, BMP or TIFF, up to 50 MB</span></p>
+<span class="fine">PNG, JPEG, BMP or TIFF, up to {MAX_UPLOAD_MB} MB</span></p>
 """
 
 EMPTY = """
@@ -307,8 +317,10 @@ CSS = """
   gap: 0 12px; margin: 0 0 -8px; }
 #upload { border-radius: 10px; }
 #upload button { font-size: 15px; line-height: 1.5; }
-#picker { padding: 4px 0 0; border: 0; background: none; }
-#picker > span { margin-bottom: 8px; font-size: 13px; font-weight: 600; color: var(--body-text-color-subdued); }
+.form:has(#picker) { border: 0; background: none; }
+#picker { padding: 4px 0 0; border: 0; background: var(--body-background-fill); }
+#picker > span { margin-bottom: 8px; font-size: 13px; font-weight: 600;
+  color: var(--body-text-color-subdued); }
 #maps { margin-bottom: 8px; }
 .masthead h1, .card h2, .card h3, .masthead p, .card p, .card ul, .card dl { margin: 0; }
 .masthead { display: flex; justify-content: space-between; align-items: flex-end; gap: 16px 32px;
@@ -326,8 +338,8 @@ CSS = """
 .empty { min-height: 300px; display: flex; flex-direction: column; justify-content: center;
   align-items: center; gap: 6px; text-align: center; border-style: dashed; }
 .empty p:first-child { font-size: 17px; font-weight: 600; }
-.error { border-color: #d9534f; border-left-width: 5px; overflow-wrap: anywhere; }
-.error p { font-size: 16px; }
+.refusal { border-color: #d9534f; border-left-width: 5px; overflow-wrap: anywhere; }
+.refusal p { font-size: 16px; }
 
 .answer h2 { font-size: 30px; font-weight: 650; line-height: 1.25; letter-spacing: -0.01em; }
 .answer .confidence { font-size: 17px; color: var(--body-text-color-subdued); }

@@ -7,15 +7,16 @@ refuse any other address. Uploads lie in a folder of their own until they are re
 from __future__ import annotations
 
 import contextlib
-import functools
 import ipaddress
 import os
+import secrets
+import shutil
 import socket
 import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 # Before Gradio is imported: it reports its start to its makers otherwise.
@@ -28,12 +29,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cervicyte import __version__
-from cervicyte.dashboard.page import CSS, HEAD, THEME, build_page
+from cervicyte.dashboard.page import CSS, HEAD, MAX_UPLOAD_MB, THEME, build_page
 from cervicyte.errors import UsageError
 from cervicyte.inference.classifier import Classifier
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
-MAX_UPLOAD = "50mb"
 SECONDS_FOR_OPEN_PAGES = 1  # to let go when the server ends; a page holds its connection for ever
 
 # Gradio's page has inline scripts and styles, and compiles its templates.
@@ -52,14 +52,32 @@ def build_app(model_path: Path) -> FastAPI:
     classifier = Classifier.from_file(model_path)
     # The folder names the run; its parents are nobody's business.
     name = "/".join(Path(model_path).resolve().parts[-2:])
-    app = FastAPI(title="Cervicyte", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    uploads = Path(tempfile.gettempdir()) / f"cervicyte-{secrets.token_hex(8)}"
+
+    @contextlib.asynccontextmanager
+    async def with_upload_folder(app: FastAPI) -> AsyncIterator[None]:
+        uploads.mkdir(mode=0o700)
+        try:
+            yield
+        finally:
+            shutil.rmtree(uploads, ignore_errors=True)
+
+    app = FastAPI(
+        title="Cervicyte",
+        version=__version__,
+        lifespan=with_upload_folder,
+        # FastAPI's pages of documentation load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     app.add_middleware(SecurityHeaders)
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok", "model": name, "version": __version__, "notice": RESEARCH_USE_ONLY}
 
-    os.environ["GRADIO_TEMP_DIR"] = str(_upload_folder())
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
     return gr.mount_gradio_app(
         app,
         build_page(classifier, name),
@@ -67,7 +85,7 @@ def build_app(model_path: Path) -> FastAPI:
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=MAX_UPLOAD,
+        max_file_size=f"{MAX_UPLOAD_MB}mb",
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
@@ -152,17 +170,6 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-@functools.cache
-def _upload_folder() -> Path:
-    """Return this process's folder for uploads, which its user alone can read; it goes with the process."""
-    folder = tempfile.TemporaryDirectory(prefix="cervicyte-", ignore_cleanup_errors=True)
-    _kept.append(folder)
-    return Path(folder.name)
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _bound(host: str, port: int) -> socket.socket:

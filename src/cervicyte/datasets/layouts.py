@@ -506,6 +506,9 @@ def _manifest_table(path: Path) -> pd.DataFrame:
         raise DatasetError(
             f"{path}: cannot be read as a {path.suffix[1:]} table ({reason}); save it anew as UTF-8."
         ) from error
+    # Of rows longer than the header, pandas would take the first values as an index.
+    if path.suffix.lower() == ".csv" and not isinstance(table.index, pd.RangeIndex):
+        raise DatasetError(f"{path}: its rows have more values than there are columns; make them agree.")
     columns = [str(column).strip() for column in table.columns]
     missing = [column for column in ("path", "label") if column not in columns]
     if missing:

@@ -2,8 +2,9 @@
 
 A split is a table with one row a cell: `path` (relative to the data set's root), `sha256` of the file,
 `class`, `group` and `part`. The group is always the independent group, whatever the split was made by,
-so that a bootstrap can resample it. How the split was made stands in `split.attrs` and in the first
-line of its file: `by`, `folds`, `fold`, `seed`, `allow_leak` and the notice.
+so that a bootstrap can resample it. How the split was made (`by`, `folds`, `fold`, `seed`, `allow_leak`)
+stands in `split.attrs` and in a JSON file beside the table, which stays plain CSV for any other reader.
+The table alone is enough to use a split again.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from cervicyte.datasets.layouts import Cell, CellDataset
 from cervicyte.errors import SplitError
-from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file, sha256_of_json, write_text
+from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file, sha256_of_json, write_json, write_text
 
 By = Literal["group", "field", "cell"]
 
 COLUMNS = ["path", "sha256", "class", "group", "part"]
 PARTS = ("train", "validation", "test")
+UNKNOWN = "not recorded"  # what `by` says of a split whose JSON file is missing
 GIVEN_PARTS = "given parts"  # what `by` says of a data set that has parts of its own
 VALIDATION_FOLDS = 8  # validation is one of so many folds of what is not test
 HASHING_THREADS = 4
@@ -65,6 +67,8 @@ def make_split(
         raise SplitError(
             f"There is no fold {fold} of {folds}; give two folds or more, and count them from 0."
         )
+    if not 0 <= seed < 2**32:
+        raise SplitError(f"The seed {seed} is out of range; give one from 0 to {2**32 - 1}.")
     cells = sorted(dataset.cells, key=lambda cell: cell.name)
     labels = np.array([cell.label for cell in cells])
     units = np.array([cell.name if by == "cell" else getattr(cell, by) for cell in cells])
@@ -110,23 +114,24 @@ def check_split(split: pd.DataFrame, allow_leak: bool = False) -> None:
     """
     if allow_leak:
         return
-    for column, what in (("group", "groups"), ("sha256", "file contents")):
+    for column, what in (("group", "group"), ("sha256", "file content")):
         parts = split.groupby(column, sort=True)["part"].nunique()
         torn = parts.index[parts > 1]
         if len(torn):
             rows = split[split[column] == torn[0]].drop_duplicates("part")
             raise SplitError(
-                f"The split puts {len(torn):,} {what} into more than one part, such as "
-                f"{' and '.join(f'{row.path} ({row.part})' for row in rows.itertuples())}, so its test "
-                "results would be too good; make a split by group, or allow the leak on purpose."
+                f"The split puts the {what} {torn[0]} into more than one part "
+                f"({' and '.join(f'{row.path} in {row.part}' for row in rows.itertuples())}; "
+                f"{len(torn):,} such in all), so its test results would be too good; make a split by group, "
+                "or say --allow-leak."
             )
 
 
 def write_split(split: pd.DataFrame, path: Path) -> None:
-    """Write a split as CSV whose first line, after `# `, is JSON of how it was made."""
-    header = json.dumps({**split.attrs, "notice": RESEARCH_USE_ONLY}, ensure_ascii=False)
-    table = split.to_csv(columns=COLUMNS, index=False, lineterminator="\n")
-    write_text(path, f"# {header}\n{table}")
+    """Write a split as CSV, and beside it, with the ending `.json`, how it was made."""
+    write_text(path, split.to_csv(columns=COLUMNS, index=False, lineterminator="\n"))
+    about = {**split.attrs, "notice": RESEARCH_USE_ONLY, "hash": split_hash(split)}
+    write_json(path.with_suffix(".json"), about)
 
 
 def read_split(path: Path) -> pd.DataFrame:
@@ -137,26 +142,23 @@ def read_split(path: Path) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        first, _, table = path.read_text(encoding="utf-8-sig").partition("\n")
+        table = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SplitError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
     except UnicodeDecodeError as error:
         raise SplitError(f"{path}: is not a text file; give a split.csv of Cervicyte.") from error
     try:
-        attrs = json.loads(first.removeprefix("#")) if first.startswith("#") else None
-        split = pd.read_csv(StringIO(table), dtype=str, keep_default_na=False).astype(object)
-    except ValueError as error:  # JSONDecodeError, EmptyDataError and ParserError are such
-        raise SplitError(f"{path}: is not a split ({error}); give a split.csv of Cervicyte.") from error
-    if not isinstance(attrs, dict) or "by" not in attrs:
+        split = pd.read_csv(StringIO(table), dtype=str, keep_default_na=False).astype(object).fillna("")
+    except ValueError as error:  # EmptyDataError and ParserError are such
+        reason = " ".join(str(error).split())
+        raise SplitError(f"{path}: is not a split ({reason}); give a split.csv of Cervicyte.") from error
+    # Of rows longer than the header, pandas would take the first values as an index.
+    if list(split.columns) != COLUMNS or not isinstance(split.index, pd.RangeIndex):
         raise SplitError(
-            f"{path}: its first line does not say how the split was made; give a split.csv as Cervicyte "
-            "wrote it."
+            f"{path}: its columns are not {', '.join(COLUMNS)}; give a split.csv as Cervicyte wrote it."
         )
-    if list(split.columns) != COLUMNS:
-        raise SplitError(
-            f"{path}: its columns are {', '.join(split.columns)}, not {', '.join(COLUMNS)}; "
-            "give a split.csv as Cervicyte wrote it."
-        )
+    if split.empty:
+        raise SplitError(f"{path}: holds no cell; give a split.csv as Cervicyte wrote it.")
     for problem, wrong in (
         ("an empty value", (split == "").any(axis=1)),
         ("a part other than train, validation and test", ~split["part"].isin(PARTS)),
@@ -164,10 +166,21 @@ def read_split(path: Path) -> pd.DataFrame:
         ("a path that stands there twice", split["path"].duplicated()),
     ):
         if wrong.any():
-            row = int(np.argmax(wrong)) + 3  # after the comment and the header, counted from 1
+            row = int(np.argmax(wrong)) + 2  # after the header, counted from 1
             raise SplitError(f"{path}, line {row}: has {problem}; give a split.csv as Cervicyte wrote it.")
-    split.attrs = attrs
+    split.attrs.update(_read_attrs(path.with_suffix(".json"), split_hash(split)))
     return split
+
+
+def _read_attrs(path: Path, digest: str) -> dict[str, Any]:
+    """Return how a split was made, if the file beside it is there and speaks of this very split."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    if not isinstance(about, dict) or about.get("hash") != digest:
+        return {"by": UNKNOWN, "allow_leak": False}
+    return {key: value for key, value in about.items() if key != "hash"}
 
 
 def split_hash(split: pd.DataFrame) -> str:
@@ -295,4 +308,9 @@ def _check_classes(split: pd.DataFrame) -> None:
 
 def _hashes(paths: Sequence[Path]) -> list[str]:
     with ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as threads:
-        return list(threads.map(sha256_of_file, paths))
+        try:
+            return list(threads.map(sha256_of_file, paths))
+        except OSError as error:
+            raise SplitError(
+                f"{error.filename}: cannot be read ({error.strerror}); give the data set as it was."
+            ) from error

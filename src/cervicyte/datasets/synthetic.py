@@ -38,6 +38,7 @@ Colour = tuple[int, int, int]
 # Part of synthetic.json; raise it with any change that alters a pixel.
 ALGORITHM_VERSION = 1
 CELLS_PER_FIELD = 4
+SAMPLE_SEED = 23  # sample_image/<Class>.png is cell 001_01 of the data set of this seed
 # Light scattered in the microscope: the share of the lamp's light that the densest nucleus lets through.
 FLARE = 0.10
 DENSITY_STEPS = 1024  # table entries per unit of (natural) optical density
@@ -132,38 +133,40 @@ APPEARANCES: dict[str, Appearance] = {
     ),
     "Koilocytotic": Appearance(
         stains=(
-            Stain(0.20, (203, 213, 231), (130, 108, 130), (69, 54, 79)),
-            Stain(0.17, (212, 236, 241), (124, 146, 160), (71, 73, 105)),
-            Stain(0.17, (209, 223, 243), (162, 150, 175), (79, 63, 94)),
+            Stain(0.20, (203, 213, 231), (130, 108, 130), (60, 46, 70)),
+            Stain(0.17, (212, 236, 241), (124, 146, 160), (58, 60, 90)),
+            Stain(0.17, (209, 223, 243), (162, 150, 175), (66, 52, 80)),
             Stain(0.11, (200, 196, 208), (92, 70, 90), (55, 41, 62)),
             Stain(0.10, (175, 165, 185), (98, 86, 112), (63, 51, 80)),
-            Stain(0.09, (221, 245, 251), (160, 187, 190), (90, 96, 125)),
-            Stain(0.08, (189, 194, 195), (140, 130, 146), (96, 76, 108)),
+            Stain(0.09, (221, 245, 251), (160, 187, 190), (76, 80, 108)),
+            Stain(0.08, (189, 194, 195), (140, 130, 146), (80, 62, 90)),
             Stain(0.05, (175, 132, 152), (84, 58, 78), (50, 36, 55)),
             Stain(0.03, (215, 225, 165), (150, 150, 95), (85, 85, 80)),
+            Stain(0.05, (222, 214, 226), (182, 138, 132), (84, 56, 66)),
+            Stain(0.05, (205, 230, 222), (104, 170, 158), (44, 66, 84)),
             Stain(0.03, (196, 160, 166), (160, 82, 86), (80, 48, 60)),
         ),
         size_px=(160, 0.277),
         nucleus_share=(0.36, 0.18),
         corners=(4, 8),
-        unevenness=0.26,
-        smoothing=(6, 40),
+        unevenness=0.34,
+        smoothing=(3, 26),
         edge_px=(0.8, 2.5),
         rim=(0.15, 0.7),
         dome=(0.0, 0.2),
-        mottling=(0.12, 0.45),
+        mottling=(0.15, 0.55),
         grain=(0.04, 0.16),
-        nucleus_roughness=(0.03, 0.10),
-        nucleus_elongation=(1.0, 1.6),
+        nucleus_roughness=(0.04, 0.13),
+        nucleus_elongation=(1.0, 1.8),
         nucleus_offset=0.14,
-        chromatin=(0.15, 0.55),
-        halo=(0.3, 0.8),
-        folds=(0, 3),
-        neighbours=(0, 4),
+        chromatin=(0.2, 0.7),
+        halo=(0.32, 0.85),
+        folds=(1, 6),
+        neighbours=(1, 5),
         murk=(0.0, 0.45),
-        debris=(0.0, 6.0),
-        blur_px=(0.7, 2.0),
-        mixed_stains=0.1,
+        debris=(0.0, 14.0),
+        blur_px=(0.7, 1.8),
+        mixed_stains=0.2,
     ),
     "Metaplastic": Appearance(
         stains=(
@@ -426,7 +429,7 @@ def _outline(
     before = position.astype(int)
     share = (position - before)[:, None]
     points = vertices[before] * (1 - share) + vertices[(before + 1) % count] * share
-    points = _smoothed(points, rng.integers(smoothing[0], smoothing[1] + 1))
+    points = _smoothed(points, int(rng.integers(smoothing[0], smoothing[1] + 1)))
     points *= 1 + roughness * _smoothed(2.5 * rng.standard_normal((72, 1)), 3)
     points[:, 0] *= elongation
     x, y = points.T
@@ -466,7 +469,8 @@ def _cytoplasm(
     dome = rng.uniform(*look.dome)
     middle = _soft(_scaled(outline, 0.7), shape, 0.15 * diameter)
     layer = body * (1 - dome + 1.5 * dome * middle)
-    layer *= 1 + rng.uniform(*look.mottling) * coarse
+    mottling = coarse + 0.6 * _noise(rng, shape, diameter / 16)
+    layer *= np.maximum(1 + rng.uniform(*look.mottling) * mottling, 0)
     layer *= 1 + rng.uniform(*look.grain) * _noise(rng, shape, 2.5)
     rim = body * (1 - _soft(outline, shape, 0.02 * diameter + field.edge_px))
     layer += 2 * rng.uniform(*look.rim) * rim
@@ -486,13 +490,14 @@ def _with_halo(
     inside = _soft(_scaled(outline, 0.86), layer.shape, 0.025 * diameter)
     clear = inside * _soft(halo, layer.shape, rng.uniform(0.012, 0.05) * diameter)
     beyond = _soft(_scaled(halo, 1.15), layer.shape, 0.04 * diameter)
-    return layer * (1 + 0.5 * strength * beyond) * (1 - clear * (1 - (1 - strength) / (1 + 0.5 * strength)))
+    thickened = 1 + 0.5 * strength * beyond
+    return layer * (thickened * (1 - clear) + (1 - strength) * clear)
 
 
 def _folds(
     look: Appearance, outline: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw wrinkles: bent lines between two places on the outline."""
+    """Draw wrinkles: slightly bent lines across the cell, here stronger, there weaker."""
     layer = np.zeros(shape, np.float32)
     strength = np.maximum(0.7 + 1.5 * _noise(rng, shape, 30), 0)
     for _ in range(rng.integers(look.folds[0], look.folds[1] + 1)):
@@ -550,9 +555,9 @@ def _debris(field: _Field, shape: tuple[int, int], rng: np.random.Generator) -> 
         dx, dy = np.round(rng.uniform(1, 6) * _direction(_any_angle(rng))).astype(int)
         cv2.line(specks, (x - dx, y - dy), (x + dx, y + dy), int(rng.integers(40, 140)), 1, cv2.LINE_AA)
     if rng.random() < 0.05 * field.debris:
-        x, y = rng.choice([0.05, 0.95]) * width, rng.uniform(0, 1) * height
+        corner = np.array([rng.choice([0.05, 0.95]) * width, rng.random() * height])
         for _ in range(3):
-            lobe = (round(x + rng.uniform(-9, 9)), round(y + rng.uniform(-9, 9)))
+            lobe = np.round(corner + rng.uniform(-9, 9, 2)).astype(int).tolist()
             cv2.circle(specks, lobe, int(rng.integers(6, 10)), int(rng.integers(150, 255)), -1, cv2.LINE_AA)
     return _blurred(specks, 0.8)
 

@@ -36,7 +36,7 @@ def frozen_features(
     network = CBAMResNet50(1, "none")
     load_backbone(network, backbone)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.eval().to(device, memory_format=torch.channels_last)
     features: list[Tensor] = []
     progress.start("Frozen features", len(cells))
     for start in range(0, len(cells), BATCH):

@@ -22,7 +22,7 @@ def logits_of(
 ) -> np.ndarray:
     """Return logits, float32 [N, classes], for preprocessed images, uint8 [N, S, S, 3]."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = model.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = model.network.eval().to(device, memory_format=torch.channels_last)
     logits = np.empty((len(images), len(model.class_names)), np.float32)
     progress.start(title, len(images))
     for start in range(0, len(images), BATCH):

@@ -24,7 +24,6 @@ from cervicyte.datasets.groups import SIPAKMED_PREFIX
 from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import (
     cells_of,
-    check_split,
     make_split,
     read_split,
     split_hash,
@@ -48,12 +47,20 @@ from cervicyte.training.loop import (
     LabelledImages,
     train,
 )
-from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
+from cervicyte.training.recipe import read_recipe, write_recipe
 
 RECIPE_NAME = "recipe.yaml"
 SPLIT_NAME = "split.csv"
 METRICS_NAME = "metrics.json"
-RUN_FILES = (MODEL_NAME, HISTORY_NAME, CHECKPOINT_NAME, RECIPE_NAME, SPLIT_NAME, *REPORT_FILES)
+RUN_FILES = (
+    MODEL_NAME,
+    HISTORY_NAME,
+    CHECKPOINT_NAME,
+    RECIPE_NAME,
+    SPLIT_NAME,
+    "split.json",
+    *REPORT_FILES,
+)
 PARTS = ("train", "validation", "test")
 NOT_PATIENTS = (
     "Independent groups are not independent patients: the data set names no patients, so figures for "
@@ -80,8 +87,9 @@ class SplitChoice:
                     f"{self.file}: a split file says all; leave out --{' and --'.join(self._stated())}."
                 )
             split = read_split(self.file)
+            if self.allow_leak:
+                split.attrs["allow_leak"] = True
             verify_contents(split, dataset)
-            check_split(split, allow_leak=self.allow_leak)
             return split
         return make_split(dataset, **self._stated(), allow_leak=self.allow_leak)
 
@@ -395,7 +403,7 @@ def probe(
     out: Path,
     *,
     backbone: str,
-    preprocessing: Preprocessing = Preprocessing(),
+    preprocessing: Preprocessing | None = None,
     split_choice: SplitChoice = SplitChoice(),
     known_groups: bool = True,
     force: bool = False,
@@ -403,6 +411,7 @@ def probe(
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Evaluate logistic regression on frozen features over a split; see `linear_probe`."""
+    preprocessing = preprocessing or Preprocessing()
     _claim(out, resume=False, force=force)
     dataset = read_dataset(data, known_groups)
     split = split_choice.made(dataset)
@@ -451,7 +460,8 @@ def labelled_images(
 
 def facts_of_split(split: pd.DataFrame) -> dict[str, Any]:
     """Return what a report says of a split: how it was made, its hash, cells and groups of each part."""
-    stated = {key: split.attrs[key] for key in ("by", "folds", "fold", "seed") if key in split.attrs}
+    keys = ("by", "folds", "fold", "seed")
+    stated: dict[str, Any] = {key: split.attrs[key] for key in keys if key in split.attrs}
     parts = {
         part: {"cells": len(rows), "groups": int(rows["group"].nunique())}
         for part, rows in split.groupby("part")

@@ -4,7 +4,7 @@ A map is shown in shares of the highest value that any class of the model reache
 layer. The scale is never stretched for a class by itself, so a class that little speaks for stays pale
 beside one that much speaks for. Between layers and between cells heat is not comparable.
 
-Panels are drawn with Pillow: about 20 ms each, where a figure of matplotlib takes half a second.
+Panels are drawn with Pillow: 20 to 40 ms each for cells of 100 to 500 pixels on one thread.
 """
 
 from __future__ import annotations

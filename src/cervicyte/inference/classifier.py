@@ -55,7 +55,7 @@ class Classifier:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.device = torch.device(device)
-            model.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.network.eval().to(self.device, memory_format=torch.channels_last)
         # An unknown name is a RuntimeError; a build of PyTorch without CUDA asserts.
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"There is no device {device!r} here; choose cpu or auto.") from error

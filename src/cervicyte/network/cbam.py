@@ -64,8 +64,8 @@ class CBAM(nn.Module):
 
     def reset_gates(self) -> None:
         """Set the last layer of each gate to zero: every gate is then exactly one half."""
-        nn.init.zeros_(self.channel_attention.fc[2].weight)
-        nn.init.zeros_(self.spatial_attention.conv.weight)
+        for last in ("channel_attention.fc.2.weight", "spatial_attention.conv.weight"):
+            nn.init.zeros_(self.get_parameter(last))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated features, of the same shape [N, C, H, W]."""

@@ -60,7 +60,7 @@ class LabelledImages:
 class State:
     """All that changes while training; what a checkpoint holds."""
 
-    network: nn.Module
+    network: CBAMResNet50
     average: AveragedWeights
     optimiser: torch.optim.Optimizer
     step: int = 0
@@ -116,12 +116,12 @@ def train(
     workers = recipe.workers if recipe.workers >= 0 else default_workers(accelerator.device)
     loader = DataLoader(
         augmented,
-        batch_sampler=batches,  # type: ignore[arg-type]  # ours yields (epoch, index) pairs
+        batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     plain: CBAMResNet50 = accelerator.unwrap_model(network)
     state = State(plain, AveragedWeights(plain, recipe.ema_decay), optimiser)
@@ -284,7 +284,7 @@ class AveragedWeights:
     The decay warms up as (1 + t) / (10 + t), so that the first steps are forgotten (as in timm).
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: CBAMResNet50, decay: float) -> None:
         """Start from a copy of `network`."""
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
@@ -419,6 +419,6 @@ def _fingerprint(
     """Return a hash of all that a run's weights follow from, but for the libraries."""
     digest = hashlib.sha256(repr((recipe.model_dump(mode="json"), list(class_names))).encode())
     for part in (training, validation):
-        digest.update(np.ascontiguousarray(part.images))
-        digest.update(np.ascontiguousarray(part.targets))
+        digest.update(np.ascontiguousarray(part.images).data)
+        digest.update(np.ascontiguousarray(part.targets).data)
     return digest.hexdigest()

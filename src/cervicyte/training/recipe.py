@@ -146,9 +146,8 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         valid = list(recipe_keys())
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.4) or [
-            name for name in valid if name.endswith("." + key)
-        ]
+        in_a_section = [name for name in valid if name.endswith("." + key)]
+        near = in_a_section or difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(valid)}."
         return f"there is no key {key}; {hint}"
     message = first["msg"][0].lower() + first["msg"][1:]

@@ -1,0 +1,565 @@
+"""The files that an evaluation leaves: tables, charts, figures, and one page that shows them all."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cervicyte import metrics
+from cervicyte.evaluation import charts
+from cervicyte.evaluation.tables import (
+    CLASS_METRICS,
+    GROUPINGS,
+    PREDICTIONS_NAME,
+    UNDEFINED,
+    Evaluation,
+    RollUp,
+    confident_mistakes,
+    evaluate_predictions,
+    per_class_table,
+    write_table,
+)
+from cervicyte.metrics import Estimate
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
+
+REPORT_FILES = (
+    PREDICTIONS_NAME,
+    "per_class_metrics.csv",
+    "confusion_matrix.png",
+    "training_history.png",
+    "report.html",
+    "metrics.json",
+)
+MISTAKES_SHOWN = 24
+PICTURE_PIXELS = 112  # the longer side of a cell's picture in the report
+
+OVERALL_TITLES = {
+    "accuracy": ("Accuracy", "cells called what they are"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes"),
+    "macro_f1": ("Macro F1", "mean F1 of the classes"),
+    "macro_auc": ("Macro AUC", "mean area under the ROC curves"),
+    "cohen_kappa": ("Cohen's kappa", "agreement beyond chance, at most 1"),
+    "matthews_correlation": ("Matthews correlation", "of truth and prediction, at most 1"),
+    "expected_calibration_error": ("Calibration error", "confidence against accuracy, best 0"),
+    "brier_score": ("Brier score", "squared error of the probabilities, best 0, worst 2"),
+}
+CLASS_TITLES = {"f1": "F1", "auc": "AUC"}
+NOT_IN_PERCENT = {
+    "macro_auc", "auc", "cohen_kappa", "matthews_correlation", "expected_calibration_error", "brier_score",
+}  # fmt: skip
+
+
+def write_evaluation(
+    out: Path,
+    predictions: pd.DataFrame,
+    class_names: Sequence[str],
+    *,
+    history: pd.DataFrame | None = None,
+    context: Mapping[str, Any],
+    image_of: Callable[[str], np.ndarray] | None = None,
+    seed: int = 0,
+    draws: int = metrics.DRAWS,
+) -> dict[str, Any]:
+    """Write the tables, charts and report of a predictions table; `metrics.json` comes last.
+
+    Args:
+        out: the folder; files of these names are replaced.
+        predictions: see `predictions.predictions_table`.
+        class_names: in the order of the model.
+        history: of the training, see `training.loop`; without it there is no chart of it.
+        context: JSON values that say what was evaluated: title, data, split, model, recipe, command,
+            caveats and whatever else is worth a line.
+        image_of: path of a cell -> uint8 [H, W, 3]; without it the report shows no cell.
+        seed, draws: of the bootstrap over groups.
+
+    Returns:
+        The content of `metrics.json`; undefined figures are None.
+
+    Raises:
+        UsageError: the table is empty, lacks a column, or does not fit the classes.
+    """
+    evaluation = evaluate_predictions(predictions, class_names, draws, seed)
+    content = figures_of(evaluation, history, context)
+    write_table(predictions, out / PREDICTIONS_NAME)
+    write_table(per_class_table(evaluation), out / "per_class_metrics.csv")
+    charts.write_png(charts.confusion_figure(evaluation), out / "confusion_matrix.png")
+    if history is not None:
+        charts.write_png(charts.history_figure(history), out / "training_history.png")
+    write_text(out / "report.html", report_page(evaluation, predictions, content, history, image_of))
+    write_json(out / "metrics.json", content)
+    return content
+
+
+def figures_of(
+    evaluation: Evaluation, history: pd.DataFrame | None, context: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all figures as JSON values."""
+    content: dict[str, Any] = {
+        "notice": RESEARCH_USE_ONLY,
+        "cells": evaluation.cells,
+        "groups": evaluation.groups,
+        "class_names": list(evaluation.class_names),
+        "overall": _as_json(evaluation.overall),
+        "macro": _as_json(evaluation.macro),
+        "per_class": {
+            name: {"support": evaluation.support[name], **_as_json(figures)}
+            for name, figures in evaluation.per_class.items()
+        },
+        "confusion_matrix": evaluation.confusion.tolist(),
+        "intervals": {
+            "level": metrics.LEVEL,
+            "method": interval_method(evaluation),
+            "draws": evaluation.draws,
+            "seed": evaluation.seed,
+        },
+    }
+    if evaluation.roll_up is not None:
+        content["roll_up"] = {
+            true: {
+                f"called_{called}": {
+                    "count": evaluation.roll_up.counts[true][called],
+                    "of": sum(evaluation.roll_up.counts[true].values()),
+                    **_as_json({"rate": evaluation.roll_up.rates[true, called]})["rate"],
+                }
+                for called in GROUPINGS
+            }
+            for true in GROUPINGS
+        }
+    if history is not None:
+        best = charts.best_epoch(history)
+        content["training"] = {"epochs": len(history), "best_epoch": best}
+    content["context"] = dict(context)
+    content["provenance"] = provenance(context.get("command"))
+    return content
+
+
+def interval_method(evaluation: Evaluation) -> str:
+    """Say how the intervals were made, or why there are none."""
+    if evaluation.groups < 2:
+        return "There are no intervals: all cells belong to one group."
+    return (
+        f"In brackets: 95 % percentile intervals from {evaluation.draws:,} bootstrap draws of whole groups "
+        f"({evaluation.groups:,} groups). They hold for other cells of the same kind, read by this one "
+        "model; they do not contain what another training run, laboratory or stain would change."
+    )
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def report_page(
+    evaluation: Evaluation,
+    predictions: pd.DataFrame,
+    content: Mapping[str, Any],
+    history: pd.DataFrame | None = None,
+    image_of: Callable[[str], np.ndarray] | None = None,
+) -> str:
+    """Return the report as one HTML page that needs no other file and no network."""
+    context = content["context"]
+    title = str(context.get("title") or "Evaluation")
+    mistakes = int((evaluation.truth != evaluation.predicted).sum())
+    calibration = _figure_text("expected_calibration_error", evaluation.overall["expected_calibration_error"])
+    curves = [
+        _chart("ROC curves", "roc", charts.roc_figure(evaluation), "each class against the rest"),
+        _chart("Precision-recall curves", "pr", charts.precision_recall_figure(evaluation), "each class"),
+        _chart(
+            "Reliability",
+            "reliability",
+            charts.reliability_figure(evaluation),
+            f"accuracy against confidence; calibration error {calibration}",
+        ),
+    ]
+    caveats = [str(caveat) for caveat in context.get("caveats", ())]
+    sections = [
+        _section(
+            "At a glance",
+            _key_figures(evaluation),
+            f"<p class=note>{html.escape(interval_method(evaluation))}</p>",
+        ),
+        _section("What to keep in mind", _list(caveats)) if caveats else "",
+        _section("Normal, benign, abnormal", *_roll_up_parts(evaluation.roll_up))
+        if evaluation.roll_up
+        else "",
+        _section("Each class", _class_table(evaluation)),
+        _section("Confusion matrix", _confusion_table(evaluation)),
+        _section("Curves and calibration", f"<div class=charts>{''.join(curves)}</div>"),
+        _section("Training", *_training_parts(history)) if history is not None else "",
+        _section(f"The most confident mistakes (of {mistakes:,})", _mistakes(predictions, image_of)),
+        _section("Where this comes from", *_origin(context, content["provenance"])),
+    ]
+    cells = f"{evaluation.cells:,} cells in {evaluation.groups:,} {_plural('group', evaluation.groups)}"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{html.escape(title)}</title>
+<style>{PAGE_STYLE}</style>
+</head>
+<body>
+<p class="notice" role="note">{html.escape(RESEARCH_USE_ONLY)}</p>
+<main>
+<header>
+<h1>{html.escape(title)}</h1>
+<p>{cells}, {len(evaluation.class_names)} {_plural("class", len(evaluation.class_names))}. \
+Written {html.escape(content["provenance"]["written"][:10])} by Cervicyte.</p>
+</header>
+{"".join(sections)}</main>
+<footer>{html.escape(RESEARCH_USE_ONLY)}</footer>
+</body>
+</html>
+"""
+
+
+def _key_figures(evaluation: Evaluation) -> str:
+    items = []
+    for name, (title, meaning) in OVERALL_TITLES.items():
+        figure = evaluation.overall[name]
+        items.append(
+            f"<div><dt>{html.escape(title)}</dt><dd><b>{_value_text(name, figure.value)}</b> "
+            f"<span class=interval>{_interval_text(name, figure)}</span></dd>"
+            f"<dd class=note>{html.escape(meaning)}</dd></div>"
+        )
+    return f"<dl class=key>{''.join(items)}</dl>"
+
+
+def _roll_up_parts(roll_up: RollUp) -> list[str]:
+    """Say first how many abnormal cells were called normal, then give the whole table."""
+
+    def called(true: str, other: str) -> str:
+        count, of = roll_up.counts[true][other], sum(roll_up.counts[true].values())
+        return f"{count:,} of {of:,}, {_figure_text('rate', roll_up.rates[true, other])}"
+
+    there = [one for one in GROUPINGS if sum(roll_up.counts[one].values())]
+    parts = []
+    if "abnormal" in there:
+        benign = ""
+        if "benign" in there:
+            benign = f" Called benign: {called('abnormal', 'benign')}."
+        parts.append(
+            f"<p class=lead><b>Abnormal cells called normal: {called('abnormal', 'normal')}.</b>{benign}</p>"
+        )
+    else:
+        parts.append("<p class=lead>There is no abnormal cell among those evaluated.</p>")
+    if "normal" in there:
+        parts.append(f"<p>Normal cells called abnormal: {called('normal', 'abnormal')}.</p>")
+    if "benign" in there:
+        parts.append(
+            f"<p>Benign cells called abnormal: {called('benign', 'abnormal')}; called normal: "
+            f"{called('benign', 'normal')}.</p>"
+        )
+    columns = [*there, *(["unknown"] if any(roll_up.counts[one]["unknown"] for one in there) else [])]
+    for one in GROUPINGS:
+        if one not in columns and any(roll_up.counts[true][one] for true in there):
+            columns.append(one)
+    rows = []
+    for true in there:
+        row = [f"{sum(roll_up.counts[true].values()):,}"]
+        for other in columns:
+            rate = roll_up.rates.get((true, other))
+            share = f"<br><small>{_figure_text('rate', rate)}</small>" if rate else ""
+            row.append(f"{roll_up.counts[true][other]:,}{share}")
+        rows.append((html.escape(true), row))
+    parts.append(
+        _table(
+            ["Truly", "Cells", *(f"Called {one}" for one in columns)], rows, "Cells by grouping of classes"
+        )
+    )
+    parts.append(
+        "<p class=note>The grouping is that of the data set's authors. It says what single cells were "
+        "called, not what becomes of a patient. Where nothing was seen, or everything, the interval's other "
+        "end is Clopper and Pearson's with each group counted once.</p>"
+    )
+    return parts
+
+
+def _class_table(evaluation: Evaluation) -> str:
+    def cells_of(figures: Mapping[str, Estimate]) -> list[str]:
+        return [
+            f"{_value_text(metric, figures[metric].value)}<br>"
+            f"<small>{_interval_text(metric, figures[metric])}</small>"
+            for metric in CLASS_METRICS
+        ]
+
+    rows = [
+        (html.escape(name), [f"{evaluation.support[name]:,}", *cells_of(figures)])
+        for name, figures in evaluation.per_class.items()
+    ]
+    rows.append(("Mean", [f"{evaluation.cells:,}", *cells_of(evaluation.macro)]))
+    titles = [CLASS_TITLES.get(metric, metric.capitalize()) for metric in CLASS_METRICS]
+    table = _table(["Class", "Cells", *titles], rows, "Each class against the rest", last_is_total=True)
+    everything = [figure for figures in evaluation.per_class.values() for figure in figures.values()]
+    notes = []
+    if any(figure.low == figure.high for figure in everything):
+        notes.append(
+            "An interval without width, such as [100.0, 100.0], is no certainty: draws cannot hold an error "
+            "that was not seen."
+        )
+    if any(math.isnan(figure.low) and not math.isnan(figure.value) for figure in everything):
+        notes.append(f"[{UNDEFINED}]: too few groups for an interval.")
+    if any(math.isnan(figure.value) for figure in everything):
+        notes.append(f"{UNDEFINED}: not defined, as the class has no cells here or was never called.")
+    return table + (f"<p class=note>{' '.join(notes)}</p>" if notes else "")
+
+
+def _confusion_table(evaluation: Evaluation) -> str:
+    shares = metrics.ratio(evaluation.confusion, evaluation.confusion.sum(1, keepdims=True))
+    rows = []
+    for name, counts, row_shares in zip(evaluation.class_names, evaluation.confusion, shares, strict=True):
+        texts = []
+        for count, share in zip(counts, row_shares, strict=True):
+            shade = 0 if np.isnan(share) else round(0.6 * share, 3)
+            texts.append(
+                f'<div class=shade style="background:rgba(42,111,176,{shade})">{count:,}'
+                f"<br><small>{_value_text('rate', share)}</small></div>"
+            )
+        rows.append((html.escape(name), texts))
+    head = ["True class", *(f"Called {name}" for name in evaluation.class_names)]
+    return _table(head, rows, "Cells, and their share of the true class", style="matrix")
+
+
+def _training_parts(history: pd.DataFrame) -> list[str]:
+    best = history[history["epoch"] == charts.best_epoch(history)].iloc[0]
+    chart = _chart(
+        "Training history", "history", charts.history_figure(history), "loss and accuracy by epoch"
+    )
+    return [
+        f"<p>{len(history)} {_plural('epoch', len(history))}; epoch {int(best['epoch'])} was kept, with a "
+        f"validation accuracy of {_value_text('rate', float(best['validation_accuracy']))}.</p>",
+        f"<div class='charts wide'>{chart}</div>",
+        "<p class=note>Training figures are of augmented images, so that they may lie below those of "
+        "validation. The validation part chose the epoch; the test part was not looked at.</p>",
+    ]
+
+
+def _mistakes(predictions: pd.DataFrame, image_of: Callable[[str], np.ndarray] | None) -> str:
+    worst = confident_mistakes(predictions, MISTAKES_SHOWN)
+    if worst.empty:
+        return "<p>There are none.</p>"
+    rows = []
+    for _, row in worst.iterrows():
+        picture = [_picture(image_of(row["path"]), row)] if image_of is not None else []
+        rows.append(
+            (
+                f"<code>{html.escape(row['path'])}</code>",
+                [
+                    *picture,
+                    html.escape(row["true_class"]),
+                    html.escape(row["predicted_class"]),
+                    _value_text("rate", row["confidence"]),
+                    _value_text("rate", row["p_true_class"]),
+                ],
+            )
+        )
+    head = ["Cell", *(["Picture"] if image_of is not None else [])]
+    head += ["True class", "Called", "Confidence", "Probability of the true class"]
+    return _table(head, rows, "Wrong calls, the most confident first", style="mistakes")
+
+
+def _picture(image: np.ndarray, row: pd.Series) -> str:
+    """Return a small JPEG of a cell, uint8 [H, W, 3], as an element."""
+    small = Image.fromarray(image)
+    small.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    alternative = html.escape(f"{row['true_class']} cell called {row['predicted_class']}")
+    return (
+        f'<img src="data:image/jpeg;base64,{data}" alt="{alternative}" width={small.width} '
+        f"height={small.height}>"
+    )
+
+
+def _origin(context: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
+    """List what the context and the provenance say; the recipe, being long, folds away."""
+    simple = {key: value for key, value in context.items() if not isinstance(value, Mapping)}
+    simple = {key: value for key, value in simple.items() if key not in ("title", "caveats")}
+    about = {key: value for key, value in origin.items() if key not in ("notice", "versions")}
+    parts = [_facts("Run", {**simple, **{key: value for key, value in about.items() if value is not None}})]
+    for key, value in context.items():
+        if isinstance(value, Mapping) and value and key != "recipe":
+            parts.append(_facts(_title_of(key), value))
+    parts.append(_facts("Versions", origin["versions"]))
+    if context.get("recipe"):
+        parts.append(f"<details><summary>Recipe</summary>{_facts('', context['recipe'])}</details>")
+    return parts
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in _flat(facts)
+    )
+    heading = f"<h3>{html.escape(title)}</h3>" if title else ""
+    return (
+        f"{heading}<div class=scroll><table class=facts><tbody>{rows}</tbody></table></div>" if rows else ""
+    )
+
+
+def _flat(facts: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
+    """Yield name and text of every value, nested ones under `above · name`; what is None is left out."""
+    for key, value in facts.items():
+        name = f"{above}, {_title_of(key).lower()}" if above else _title_of(key)
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        elif isinstance(value, bool):
+            yield name, "yes" if value else "no"
+        elif isinstance(value, int) and abs(value) >= 10_000:
+            yield name, f"{value:,}"
+        elif isinstance(value, float):
+            yield name, f"{value:.6g}"
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(map(str, value))
+        elif value is not None:
+            yield name, str(value)
+
+
+# --- pieces of markup ----------------------------------------------------------------------------
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section>\n<h2>{html.escape(title)}</h2>\n{''.join(parts)}\n</section>\n"
+
+
+def _list(items: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
+
+
+def _chart(title: str, name: str, figure: Figure, description: str) -> str:
+    drawing = charts.svg_of(figure, name, f"{title}: {description}")
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>{drawing}</figure>"
+
+
+def _table(
+    head: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    caption: str,
+    *,
+    style: str = "figures",
+    last_is_total: bool = False,
+) -> str:
+    """Return a table; the cells of `rows` are markup, the first of each is the row's header."""
+    titles = "".join(f"<th scope=col>{html.escape(title)}</th>" for title in head)
+    body = []
+    for index, (name, texts) in enumerate(rows):
+        total = " class=total" if last_is_total and index == len(rows) - 1 else ""
+        cells = "".join(f"<td>{text}</td>" for text in texts)
+        body.append(f"<tr{total}><th scope=row>{name}</th>{cells}</tr>")
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="{html.escape(caption)}"><table class={style}>'
+        f"<caption>{html.escape(caption)}</caption><thead><tr>{titles}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _value_text(name: str, value: float) -> str:
+    if math.isnan(value):
+        return UNDEFINED
+    return f"{value:.3f}" if name in NOT_IN_PERCENT else f"{100 * value:.1f} %"
+
+
+def _interval_text(name: str, figure: Estimate) -> str:
+    if math.isnan(figure.value):
+        return ""
+    if math.isnan(figure.low):
+        return f"[{UNDEFINED}]"
+    ends = [f"{end:.3f}" if name in NOT_IN_PERCENT else f"{100 * end:.1f}" for end in figure[1:]]
+    return f"[{', '.join(ends)}]"
+
+
+def _figure_text(name: str, figure: Estimate) -> str:
+    return f"{_value_text(name, figure.value)} {_interval_text(name, figure)}".rstrip()
+
+
+def _title_of(key: object) -> str:
+    return str(key).replace("_", " ").capitalize()
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else word + ("es" if word.endswith("s") else "s")
+
+
+def _as_json(figures: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {end: None if math.isnan(value) else value for end, value in figure._asdict().items()}
+        for name, figure in figures.items()
+    }
+
+
+PAGE_STYLE = """
+:root { --paper: #fff; --ink: #1b2027; --soft: #565e69; --line: #d8dce1; --panel: #f4f6f8;
+  --warn: #7a3b00; --warn-paper: #fff3e0; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e8ebef; --soft: #a4adb8;
+  --line: #353c45; --panel: #1d2228; --warn: #ffd8a8; --warn-paper: #3a2a12; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 72rem; margin: 0 auto; padding: 0 1.25rem 2rem; }
+.notice { margin: 0; padding: .6rem 1.25rem; text-align: center; font-weight: 600;
+  color: var(--warn); background: var(--warn-paper); }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 1.6rem 0 .3rem; overflow-wrap: anywhere; }
+header p { margin: 0; color: var(--soft); }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.3rem 0 .3rem; }
+.note, small { color: var(--soft); font-size: .85rem; }
+.note { max-width: 60rem; }
+small { white-space: nowrap; }
+.lead { font-size: 1.1rem; }
+.key { display: grid; grid-template-columns: repeat(auto-fill, minmax(13.5rem, 1fr)); gap: .8rem;
+  margin: 0; }
+.key div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
+  padding: .7rem .9rem; }
+.key dt { font-size: .9rem; color: var(--soft); }
+.key dd { margin: 0; }
+.key b { font-size: 1.45rem; font-variant-numeric: tabular-nums; }
+.interval { white-space: nowrap; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); font-size: .85rem; padding-bottom: .3rem; }
+th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { vertical-align: bottom; font-weight: 600; }
+tbody th { font-weight: 500; }
+.figures td, .figures thead th:not(:first-child) { text-align: right; }
+.total th, .total td { border-top: 2px solid var(--line); font-weight: 600; }
+.total small { font-weight: 400; }
+.matrix td { padding: 1px; border: 0; text-align: center; min-width: 5.2rem; }
+.matrix thead th:not(:first-child) { text-align: center; font-weight: 500; max-width: 9rem; }
+.matrix th { border: 0; vertical-align: middle; }
+.shade { padding: .5rem .3rem; border-radius: 3px;
+  print-color-adjust: exact; -webkit-print-color-adjust: exact;
+  outline: 1px solid var(--line); outline-offset: -1px; }
+.shade small { color: inherit; }
+.mistakes td, .mistakes th { vertical-align: middle; }
+code { font-size: .85rem; overflow-wrap: anywhere; }
+img { display: block; border-radius: 3px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1rem; }
+.charts.wide { display: block; max-width: 56rem; }
+figure { margin: 0; }
+figcaption { font-weight: 600; margin-bottom: .2rem; }
+svg { display: block; width: 100%; height: auto; color: var(--ink); }
+.facts th { width: 16rem; color: var(--soft); }
+.facts td { overflow-wrap: anywhere; }
+.facts { width: 100%; }
+summary { cursor: pointer; margin-top: 1rem; font-weight: 600; }
+footer { text-align: center; padding: 1rem; color: var(--soft); border-top: 1px solid var(--line); }
+@media (max-width: 40rem) { th, td { padding: .35rem .4rem; } .facts th { width: 9rem; } }
+@media print {
+  :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --panel: #fff;
+    --warn: #000; --warn-paper: #fff; }
+  body { font-size: 11px; } main { max-width: none; padding: 0; } .scroll { overflow: visible; }
+  figure, tr, .key div { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .charts { grid-template-columns: repeat(3, 1fr); }
+  details::details-content { content-visibility: visible; }
+}
+"""

@@ -1,0 +1,277 @@
+"""From cells to a finished run folder, by the command line as its user would type it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from cervicyte.cli import app
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.provenance import RESEARCH_USE_ONLY
+
+TINY = ["--backbone", "none", "--image-size", "32", "--epochs", "1", "--set", "preprocessing.canvas_size=32"]
+TINY += ["--set", "batch_size=8", "--folds", "3"]
+RUN_FILES = {
+    "best_model.pth", "training_history.csv", "training_history.png", "test_predictions.csv",
+    "per_class_metrics.csv", "confusion_matrix.png", "metrics.json", "split.csv", "recipe.yaml",
+    "split.json", "report.html",
+}  # fmt: skip
+
+
+def cervicyte(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def one_sentence(result) -> str:
+    """Return the error of a refused command, after checking that it is one sentence and status 2."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Two classes, eight fields each, three cells a field."""
+    root = tmp_path_factory.mktemp("data") / "cells"
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 40), ("light", 180)):
+        for field in range(1, 9):
+            for cell in range(1, 4):
+                path = root / label / f"{field:03d}_{cell:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 40, (40, 50, 3)) + level
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(cells, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = cervicyte("train", cells, "--out", out, *TINY)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_a_run_folder_holds_all_that_was_promised(run):
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+
+
+def test_no_group_stands_on_both_sides_and_the_test_part_is_what_was_predicted(run):
+    split = pd.read_csv(run / "split.csv")
+    assert (split.groupby("group")["part"].nunique() == 1).all()
+    predictions = pd.read_csv(run / "test_predictions.csv")
+    assert sorted(predictions["path"]) == sorted(split.loc[split["part"] == "test", "path"])
+    columns = ["path", "group", "true_class", "predicted_class", "confidence", "p_dark", "p_light"]
+    assert list(predictions.columns) == columns
+    assert np.allclose(predictions[["p_dark", "p_light"]].sum(axis=1), 1)
+
+
+def test_the_model_file_says_where_it_comes_from(run):
+    model = load_model_file(run / "best_model.pth")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert model.class_names == ("dark", "light")
+    assert model.metadata["split"]["hash"] == metrics["context"]["split"]["hash"]
+    assert model.metadata["metrics"]["test"] == metrics["overall"]
+    assert model.metadata["recipe"] == yaml.safe_load((run / "recipe.yaml").read_text())
+    assert metrics["context"]["seed"] == 0
+    assert metrics["context"]["command"].startswith("cervicyte")
+
+
+def test_every_artefact_says_that_it_is_for_research_only(run):
+    for name in ("metrics.json", "report.html", "split.json"):
+        assert RESEARCH_USE_ONLY in (run / name).read_text()
+    model = torch.load(run / "best_model.pth", weights_only=True)
+    assert RESEARCH_USE_ONLY in json.dumps(model["cervicyte"])
+
+
+def test_a_finished_run_is_not_overwritten(run, cells):
+    before = (run / "best_model.pth").read_bytes()
+    assert "--force" in one_sentence(cervicyte("train", cells, "--out", run, *TINY))
+    assert (run / "best_model.pth").read_bytes() == before
+
+
+def test_resuming_a_finished_run_changes_nothing(run, cells):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    result = cervicyte("train", cells, "--out", run, "--resume")
+    assert result.exit_code == 0, result.output
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_an_unfinished_run_asks_whether_to_go_on(cells, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seed: 0\n")
+    assert "--resume" in one_sentence(cervicyte("train", cells, "--out", tmp_path, *TINY))
+
+
+def test_a_resumed_run_does_not_change_its_split(run, cells, tmp_path):
+    for name in ("split.csv", "recipe.yaml"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    refused = cervicyte("train", cells, "--out", tmp_path, "--resume", "--fold", "1")
+    assert "another split" in one_sentence(refused)
+
+
+def test_a_split_file_is_used_as_it_is(run, cells, tmp_path):
+    out = tmp_path / "again"
+    tiny = TINY[:-2]
+    result = cervicyte("train", cells, "--out", out, "--split", run / "split.csv", *tiny)
+    assert result.exit_code == 0, result.output
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
+    assert first["context"]["split"]["hash"] == second["context"]["split"]["hash"]
+    assert first["context"]["model"]["weights_sha256"] == second["context"]["model"]["weights_sha256"]
+
+
+# --- evaluate ----------------------------------------------------------------------------------
+
+
+def test_a_model_is_not_evaluated_on_the_cells_it_was_trained_on(run, cells, tmp_path):
+    model = run / "best_model.pth"
+    sentence = one_sentence(cervicyte("evaluate", model, "--data", cells, "--out", tmp_path / "e"))
+    assert "--allow-seen" in sentence
+    allowed = cervicyte("evaluate", model, "--data", cells, "--out", tmp_path / "e", "--allow-seen")
+    assert allowed.exit_code == 0, allowed.output
+    assert "seen in training" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_the_test_part_evaluated_again_gives_the_same_predictions(run, cells, tmp_path):
+    result = cervicyte(
+        "evaluate", run / "best_model.pth", "--data", cells, "--split", run / "split.csv", "--out", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    first, second = (pd.read_csv(f / "test_predictions.csv") for f in (run, tmp_path))
+    pd.testing.assert_frame_equal(first, second, atol=1e-5)
+
+
+def test_other_classes_need_a_map_and_get_along_with_one(run, cells, tmp_path):
+    other = tmp_path / "other"
+    for label, source in (("black", "dark"), ("white", "light")):
+        (other / label).mkdir(parents=True)
+        for index in range(4):
+            rng = np.random.default_rng(index)
+            pixels = rng.integers(0, 60, (30, 30, 3)) + (20 if source == "dark" else 190)
+            Image.fromarray(pixels.astype(np.uint8)).save(other / label / f"a{index}.png")
+    model = run / "best_model.pth"
+    sentence = one_sentence(cervicyte("evaluate", model, "--data", other, "--out", tmp_path / "e"))
+    assert "--class-map" in sentence
+    assert "black" in sentence
+    mapping = tmp_path / "map.yaml"
+    mapping.write_text("black: dark\nwhite: bright\n")
+    wrong = cervicyte("evaluate", model, "--data", other, "--out", tmp_path / "e", "--class-map", mapping)
+    assert "bright" in one_sentence(wrong)
+    mapping.write_text("black: dark\nwhite: light\n")
+    result = cervicyte("evaluate", model, "--data", other, "--out", tmp_path / "e", "--class-map", mapping)
+    assert result.exit_code == 0, result.output
+    assert set(pd.read_csv(tmp_path / "e" / "test_predictions.csv")["true_class"]) == {
+        "dark",
+        "light",
+    }
+
+
+def test_a_checkpoint_of_the_original_notebook_is_evaluated(cells, tmp_path):
+    path = tmp_path / "original.pth"
+    state = CBAMResNet50(2).state_dict()
+    torch.save({"model_state_dict": state, "class_names": ["dark", "light"], "epoch": 3}, path)
+    result = cervicyte("evaluate", path, "--data", cells, "--out", tmp_path / "e", "--no-images")
+    assert result.exit_code == 0, result.output
+    assert "does not say which cells" in (tmp_path / "e" / "report.html").read_text()
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_damaged_image_is_named_and_nothing_is_trained(cells, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(cells, broken)
+    bad = broken / "dark" / "003_02.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    assert "003_02.png" in one_sentence(cervicyte("train", broken, "--out", tmp_path / "run", *TINY))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "nowhere"], "nowhere"),
+        (["train", "CELLS", "--set", "epoch=3"], "did you mean epochs"),
+        (["train", "CELLS", "--recipe", "no.yaml"], "no.yaml"),
+        (["train", "CELLS", "--backbone", "no.safetensors", "--folds", "3"], "no.safetensors"),
+        (["train", "CELLS", "--split", "no.csv"], "no.csv"),
+        (["evaluate", "no.pth", "--data", "CELLS"], "no.pth"),
+        (["explain", "no.pth", "CELLS"], "no.pth"),
+        (["serve", "no.pth", "--no-browser"], "no.pth"),
+        (["compare", "no_run", "no_other"], "no_run"),
+    ],
+)
+def test_bad_input_gets_one_sentence_that_names_it(arguments, named, cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cervicyte(*[cells if argument == "CELLS" else argument for argument in arguments])
+    assert named in one_sentence(result)
+
+
+def test_a_group_on_both_sides_of_a_split_is_refused_by_name(run, cells, tmp_path):
+    lines = (run / "split.csv").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith(",test"))
+    group = lines[first].split(",")[3]
+    lines[first] = lines[first][: -len("test")] + "train"
+    leaking = tmp_path / "leaking.csv"
+    leaking.write_text("\n".join(lines) + "\n")
+    refused = cervicyte("train", cells, "--split", leaking, "--out", tmp_path / "run", *TINY[:-2])
+    assert group in one_sentence(refused)
+    assert not (tmp_path / "run" / "best_model.pth").exists()
+
+
+# --- compare, explain, and the door itself -------------------------------------------------------
+
+
+def test_a_run_compared_with_itself_differs_by_nothing(run):
+    result = cervicyte("compare", run, run)
+    assert result.exit_code == 0, result.output
+    assert "0.0000" in result.output
+
+
+def test_explain_leaves_maps_for_each_class(run, cells, tmp_path):
+    model = run / "best_model.pth"
+    result = cervicyte("explain", model, cells, "--out", tmp_path, "--class", "all", "--limit", "1")
+    assert result.exit_code == 0, result.output
+    assert list((tmp_path / "gradcam_outputs").rglob("*.png"))
+    folders = (tmp_path / "gradcam_specific_class_outputs").iterdir()
+    assert {path.name for path in folders} == {"dark", "light"}
+
+
+def test_a_single_unlabelled_image_can_be_explained(run, cells, tmp_path):
+    image = cells / "dark" / "001_01.png"
+    result = cervicyte("explain", run / "best_model.pth", image, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "gradcam_outputs").rglob("*.png"))) == 1
+
+
+def test_help_answers_in_under_half_a_second():
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cervicyte", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_a_model_saved_by_us_loads_in_the_original_notebook(tmp_path):
+    """The notebook reads these keys, and loads the state dict strictly into the same names."""
+    path = tmp_path / "best_model.pth"
+    from cervicyte.images.preprocessing import Preprocessing
+
+    save_model(path, ModelFile(CBAMResNet50(5), tuple("abcde"), Preprocessing(), 4, 0.9))
+    content = torch.load(path, weights_only=True)
+    assert (content["epoch"], content["best_val_acc"], content["class_names"]) == (4, 0.9, list("abcde"))
+    CBAMResNet50(5).load_state_dict(content["model_state_dict"], strict=True)
