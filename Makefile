@@ -5,7 +5,7 @@ SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
 
-.PHONY: help setup demo test lint types test-full lowest newest wheel sipakmed herlev benchmark clean
+.PHONY: help setup demo test lint types test-full lowest newest wheel sipakmed herlev optimism benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -62,6 +62,10 @@ herlev: setup ## fold 0 of 5 of Herlev by frame, and its control; about 15 minut
 	test -f $(RUNS)/herlev_probe/metrics.json || $(BIN)/cervicyte probe $(SHARED)/data/herlev --split $(RUNS)/herlev/split.csv \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/herlev_probe --force
 	$(BIN)/cervicyte compare $(RUNS)/herlev_probe $(RUNS)/herlev --out $(RUNS)/herlev_comparison.csv
+
+optimism: setup ## what splits by cell and by field gain, with frozen features; about 20 minutes
+	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --frozen --seeds 0,1,2,3,4 \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_frozen
 
 benchmark: setup ## measure the training loop against one resident batch
 	$(BIN)/python benchmarks/training_speed.py --out benchmarks/results/training_speed.json

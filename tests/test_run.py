@@ -25,7 +25,7 @@ TINY += ["--set", "batch_size=8", "--folds", "3"]
 RUN_FILES = {
     "best_model.pth", "training_history.csv", "training_history.png", "test_predictions.csv",
     "per_class_metrics.csv", "confusion_matrix.png", "metrics.json", "split.csv", "recipe.yaml",
-    "split.json", "report.html",
+    "split.json", "split.openings.jsonl", "report.html",
 }  # fmt: skip
 
 

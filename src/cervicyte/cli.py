@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from cervicyte import __version__
-from cervicyte.errors import CervicyteError
+from cervicyte.errors import CervicyteError, UsageError
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 DEFAULT_RUN = Path("cbam_resnet50_cervical")
@@ -58,6 +58,15 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Argument(help="Folder of labelled cells, or a CSV or Parquet manifest.")]
 Model = Annotated[Path, typer.Argument(help="A best_model.pth, ours or the original notebook's.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="Settings in YAML; see docs/recipe.md.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting; repeatable.")
+]
+Backbone = Annotated[str | None, typer.Option(help="First weights: imagenet (default), none, or a file.")]
+Seeds = Annotated[str, typer.Option(help="One or more, with commas; each draws folds and training.")]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Probe frozen features (minutes) instead of training (hours).")
+]
 By = Annotated[str | None, typer.Option(help="Keep whole: group (default), field or cell.")]
 Folds = Annotated[int | None, typer.Option(help="Number of folds; one is the test part. Default 5.")]
 Fold = Annotated[int | None, typer.Option(help="Which fold is the test part, from 0. Default 0.")]
@@ -94,13 +103,9 @@ def _main(
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder.")] = DEFAULT_RUN,
-    recipe: Annotated[Path | None, typer.Option(help="Settings in YAML; see docs/recipe.md.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting; repeatable.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="First weights: imagenet (default), none, or a file.")
-    ] = None,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    backbone: Backbone = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cells, at most.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws weights, batches and augmentation.")] = None,
@@ -231,6 +236,77 @@ def compare(
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
+@app.command("cross-validate")
+def cross_validate(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Takes a run folder for each fold.")] = Path("cross_validation"),
+    by: Annotated[str, typer.Option(help="Keep whole: group, field or cell.")] = "group",
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    seeds: Seeds = "0",
+    frozen: Frozen = False,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    backbone: Backbone = None,
+    allow_leak: AllowLeak = False,
+    known_groups: KnownGroups = True,
+) -> None:
+    """Test every cell once, in folds by group; goes on where it was interrupted."""
+    from cervicyte.evaluation.cross_validation import cross_validate
+    from cervicyte.progress import TerminalProgress
+    from cervicyte.training.recipe import parse_override
+
+    summary = cross_validate(
+        data,
+        out,
+        recipe_file=recipe,
+        overrides=dict(parse_override(text) for text in set_ or ()),
+        folds=folds,
+        seeds=_numbers(seeds),
+        by=by,  # type: ignore[arg-type]  # refused by name if it is none of the three
+        frozen=frozen,
+        backbone=backbone,
+        allow_leak=allow_leak,
+        known_groups=known_groups,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    typer.echo(f"{out}: {summary['cells']:,} cells, each tested once a seed")
+    typer.echo(RESEARCH_USE_ONLY)
+
+
+@app.command()
+def optimism(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Takes the folds of each split, and the tables.")] = Path(
+        "optimism"
+    ),
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    seeds: Seeds = "0",
+    frozen: Frozen = False,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    backbone: Backbone = None,
+) -> None:
+    """Show how much splits by cell and by field flatter, against the split by group."""
+    from cervicyte.evaluation.optimism import optimism
+    from cervicyte.progress import TerminalProgress
+    from cervicyte.training.recipe import parse_override
+
+    optimism(
+        data,
+        out,
+        frozen=frozen,
+        recipe_file=recipe,
+        overrides=dict(parse_override(text) for text in set_ or ()),
+        folds=folds,
+        seeds=_numbers(seeds),
+        backbone=backbone,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    typer.echo((out / "optimism.md").read_text(encoding="utf-8"))
+
+
 @app.command()
 def split(
     data: Data,
@@ -335,6 +411,13 @@ def demo(
     from cervicyte.progress import TerminalProgress
 
     run_demo(out, serve_page=serve, port=port, command=_command_line(), progress=TerminalProgress())
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text}: must be whole numbers with commas, such as 0,1,2.") from None
 
 
 def _say_result(metrics: dict[str, Any], out: Path) -> None:

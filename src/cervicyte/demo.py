@@ -59,7 +59,10 @@ def run_demo(
         for name in dataset.classes
         for cell in [cell for cell in tested if cell.label == name][:EXPLAINED_PER_CLASS]
     ]
-    index = explain_cells(model, chosen, run, classes=list(model.class_names), progress=progress)
+    # At 64 pixels the last layer's map has two by two places; the one before it shows more.
+    index = explain_cells(
+        model, chosen, run, layers=("cbam3", "cbam4"), classes=list(model.class_names), progress=progress
+    )
 
     accuracy = metrics["overall"]["accuracy"]
     progress.say(

@@ -31,6 +31,7 @@ from cervicyte.datasets.splits import (
     write_split,
 )
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
+from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.predictions import predict_cells
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
@@ -196,12 +197,19 @@ def train_and_evaluate(
         return {}
 
     model = load_model_file(out / MODEL_NAME)
+    opened = record_opening(
+        split_choice.file or out / SPLIT_NAME,
+        split_hash(split),
+        model=weights_hash(model.network),
+        command=command,
+    )
     predictions = predict_cells(model, cells["test"], progress=progress)
     context = {
         "title": f"{dataset.known or dataset.root.name}: test part",
         "data": dataset.root.name,
         "layout": dataset.layout,
         "split": split_facts,
+        "test_part_opened": opened,
         "model": facts_of_model(model),
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
@@ -321,6 +329,11 @@ def evaluate_model(
         caveats.insert(0, f"{len(seen)} of {len(cells)} cells were seen in training: the figures flatter.")
     if model.original:
         caveats.insert(0, "The original's checkpoint does not say which cells it was trained on.")
+    opened = None
+    if split_file is not None and part == "test":
+        opened = record_opening(
+            split_file, split_hash(split), model=weights_hash(model.network), command=command
+        )
     predictions = predict_cells(model, cells, true_classes, progress)
     context = {
         "title": f"{dataset.known or dataset.root.name}: {part + ' part' if split_file else 'all cells'}",
@@ -334,6 +347,7 @@ def evaluate_model(
     }
     if split_file is not None:
         context["split"] = facts_of_split(split)
+        context["test_part_opened"] = opened
     return write_evaluation(
         out,
         predictions,
@@ -419,8 +433,11 @@ def probe(
     everything = [cell for part in PARTS for cell in cells[part]]
     parts = [part for part in PARTS for _ in cells[part]]
     features = frozen_features(everything, backbone, preprocessing, progress)
-    predictions, strength = probe_predictions(features, everything, parts, dataset.classes)
     write_split(split, out / SPLIT_NAME)
+    probe_of = f"linear probe, {Path(backbone).name}, {preprocessing.fingerprint()}"
+    ledger_of = split_choice.file or out / SPLIT_NAME
+    opened = record_opening(ledger_of, split_hash(split), model=probe_of, command=command)
+    predictions, strength = probe_predictions(features, everything, parts, dataset.classes)
     return write_evaluation(
         out,
         predictions,
@@ -430,6 +447,7 @@ def probe(
             "data": dataset.root.name,
             "layout": dataset.layout,
             "split": facts_of_split(split),
+            "test_part_opened": opened,
             "model": {
                 "kind": f"logistic regression (C = {strength:g}) on 2,048 frozen ResNet-50 features",
                 "backbone": Path(backbone).name,

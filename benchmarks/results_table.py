@@ -1,0 +1,105 @@
+"""Write docs/results/README.md from the result files beside it, so that no figure is typed by hand.
+
+python benchmarks/results_table.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+RUNS = {
+    "sipakmed": ("SIPaKMeD, fold 0 of 5 by independent group", "make sipakmed"),
+    "herlev": ("Herlev, fold 0 of 5 by frame", "make herlev"),
+}
+
+
+def rate(figure: dict[str, Any]) -> str:
+    """Return a share with its interval, in percent."""
+    if figure["value"] is None:
+        return "undefined"
+    if figure["low"] is None:
+        return f"{figure['value']:.1%}"
+    return f"{100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+
+
+def section(name: str, title: str, command: str, results: Path) -> list[str]:
+    """Return the lines on one run, its control and their paired difference."""
+    run, control = (json.loads((results / f / "metrics.json").read_text()) for f in (name, f"{name}_probe"))
+    comparison = pd.read_csv(results / f"{name}_comparison.csv").iloc[1]
+    context = run["context"]
+    split, provenance = context["split"], run["provenance"]
+    shape = {key: comparison[f"accuracy_difference{key}"] for key in ("", "_low", "_high")}
+    lines = [
+        f"## {title}",
+        "",
+        f"`{command}` on {provenance['machine']}; training took {context['training_minutes']:g} minutes. "
+        f"Seed {context['seed']}, split seed {split['seed']}, split `{split['hash'][:12]}`, "
+        f"commit `{provenance['commit']}`; {split['train']['cells']:,} cells trained, "
+        f"{split['validation']['cells']:,} chose the epoch, {run['cells']:,} cells in {run['groups']:,} "
+        f"groups tested. [Report]({name}/report.html), [figures]({name}/metrics.json), "
+        f"[predictions]({name}/test_predictions.csv), [split]({name}/split.csv), "
+        f"[recipe]({name}/recipe.yaml).",
+        "",
+        "| | accuracy | macro F1 |",
+        "| --- | --- | --- |",
+        f"| CBAM-ResNet50, {context['model']['image_size']} pixels | {rate(run['overall']['accuracy'])} "
+        f"| {rate(run['overall']['macro_f1'])} |",
+        f"| linear probe on frozen features, {control['context']['model']['image_size']} pixels "
+        f"| {rate(control['overall']['accuracy'])} | {rate(control['overall']['macro_f1'])} |",
+        f"| difference, paired | {100 * shape['']:+.1f} points [{100 * shape['_low']:+.1f}, "
+        f"{100 * shape['_high']:+.1f}], p = {comparison['p_value']:.3f} | "
+        f"{100 * comparison['macro_f1_difference']:+.1f} points "
+        f"[{100 * comparison['macro_f1_difference_low']:+.1f}, "
+        f"{100 * comparison['macro_f1_difference_high']:+.1f}] |",
+        "",
+        "| class | cells | precision | recall | F1 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for label, figures in run["per_class"].items():
+        shares = " | ".join(rate(figures[key]) for key in ("precision", "recall", "f1"))
+        lines.append(f"| {label} | {figures['support']} | {shares} |")
+    if "roll_up" in run:
+        missed = run["roll_up"]["abnormal"]["called_normal"]
+        lines += ["", f"Abnormal cells called normal: {missed['count']} of {missed['of']}, {rate(missed)}."]
+    return [*lines, ""]
+
+
+def page(results: Path = RESULTS) -> str:
+    """Return the page over all runs whose files are there."""
+    lines = [
+        "# Results",
+        "",
+        f"**{RESEARCH_USE_ONLY}**",
+        "",
+        "This page was written by `python benchmarks/results_table.py` from the files beside it. In "
+        "brackets: 95 % intervals from 2,000 bootstrap draws of whole groups; they hold for one training "
+        "run on one fold, and say nothing of another laboratory. Independent groups are not "
+        "independent patients. The test fold was looked at once, when training "
+        "had ended; the epoch was chosen on validation groups.",
+        "",
+    ]
+    for name, (title, command) in RUNS.items():
+        if (results / name / "metrics.json").is_file():
+            lines += section(name, title, command, results)
+    if (results / "optimism_frozen" / "optimism.md").is_file():
+        lines += [
+            "## What a split that leaks is worth",
+            "",
+            "[The same linear probe under splits by cell, by field and by independent "
+            "group](optimism_frozen/optimism.md) (`make optimism`).",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    write_text(RESULTS / "README.md", page())
