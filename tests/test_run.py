@@ -232,6 +232,19 @@ def test_a_group_on_both_sides_of_a_split_is_refused_by_name(run, cells, tmp_pat
     assert not (tmp_path / "run" / "best_model.pth").exists()
 
 
+def test_inspect_says_by_its_status_whether_there_are_findings(cells, tmp_path):
+    import shutil
+
+    copied = tmp_path / "copied"
+    shutil.copytree(cells, copied)
+    shutil.copy(copied / "dark" / "001_01.png", copied / "light" / "009_01.png")
+    result = cervicyte("inspect", copied, "--out", tmp_path / "found")
+    assert result.exit_code == 1, result.output
+    written = {path.name for path in (tmp_path / "found").iterdir()}
+    assert written == {"inspection.html", "inspection.json", "groups.csv", "twins.csv"}
+    assert "nowhere" in one_sentence(cervicyte("inspect", "nowhere", "--out", tmp_path / "none"))
+
+
 # --- compare, explain, and the door itself -------------------------------------------------------
 
 

@@ -100,6 +100,26 @@ def _main(
 
 
 @app.command()
+def inspect(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the four files.")] = Path("inspection"),
+    known_groups: KnownGroups = True,
+) -> None:
+    """Look for twins, traps and outliers among the cells; status 1 if there are findings."""
+    from cervicyte.datasets.inspection import inspect_dataset
+    from cervicyte.progress import TerminalProgress
+
+    inspection = inspect_dataset(
+        data, out, known_groups=known_groups, progress=TerminalProgress(), command=_command_line()
+    )
+    for finding in inspection.findings:
+        typer.echo(f"{finding.kind}: {finding.text}")
+    typer.echo(f"{out / 'inspection.html'}: {len(inspection.findings)} findings")
+    if inspection.findings:
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder.")] = DEFAULT_RUN,
