@@ -149,8 +149,8 @@ def interval_method(evaluation: Evaluation) -> str:
         return "There are no intervals: all cells belong to one group."
     return (
         f"In brackets: 95 % percentile intervals from {evaluation.draws:,} bootstrap draws of whole groups "
-        f"({evaluation.groups:,} groups). They hold for other cells of the same kind, read by this one "
-        "model; they do not contain what another training run, laboratory or stain would change."
+        f"({evaluation.groups:,} groups). They hold for other cells of the same kind; they do not "
+        "contain what another training run, laboratory or stain would change."
     )
 
 
