@@ -1,5 +1,8 @@
 # Two commands matter: `make demo` and `make test`. `make help` lists the rest.
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+# The first that runs and is new enough: a name alone may be a version manager's empty shim.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 SERVE ?= 1
 SHARED ?= ../shared
@@ -13,7 +16,7 @@ help: ## list these targets
 setup: .venv/ready ## make .venv and install Cervicyte with its development tools
 
 .venv/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Cervicyte needs Python 3.11 or newer; say make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "Cervicyte needs Python 3.11 or newer; say make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Installing into .venv; torch alone may take a few minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
