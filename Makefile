@@ -8,7 +8,7 @@ SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
 
-.PHONY: help setup demo test lint types test-full lowest newest wheel sipakmed herlev optimism benchmark clean
+.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev optimism benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -36,7 +36,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-test-full: setup ## the long tests: browser, fuzzing, interrupted runs, wheel, lowest and newest versions
+test-full: setup ## the long tests: browser, interrupted runs, demo, wheel, and the lowest versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
 	$(BIN)/python -m pytest -q -m full
 	$(MAKE) lowest
