@@ -97,6 +97,13 @@ def test_an_interrupted_run_ends_in_the_same_weights_bit_for_bit(tmp_path, stopp
         assert all(torch.equal(resumed[key][k], v) for k, v in whole[key].items())
 
 
+def test_one_process_may_train_in_one_precision_after_another(tmp_path):
+    for precision in ("float32", "bfloat16", "float32"):
+        recipe = RECIPE.model_copy(update={"epochs": 1, "precision": precision})
+        train(recipe, spots(16, 0), spots(8, 1), NAMES, tmp_path / precision)
+        assert load_model_file(tmp_path / precision / MODEL_NAME).metadata["precision"] == precision
+
+
 def test_another_seed_ends_in_other_weights(tmp_path):
     one = RECIPE.model_copy(update={"epochs": 1})
     train(one, spots(16, 0), spots(8, 1), NAMES, tmp_path / "a")

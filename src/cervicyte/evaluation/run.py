@@ -494,6 +494,8 @@ def facts_of_model(model: ModelFile) -> dict[str, Any]:
         "placement": model.network.placement,
         "backbone": model.metadata.get("backbone"),
         "weights_sha256": weights_hash(model.network),
+        "trained_on": model.metadata.get("device"),
+        "precision": model.metadata.get("precision"),
         "epoch": model.epoch,
         "best_validation_accuracy": model.best_validation_accuracy,
         "image_size": model.preprocessing.image_size,

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.nn import functional
@@ -98,8 +99,11 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the best model and the last epoch are safely on disk.
     """
     torch.manual_seed(recipe.seed)
+    in_bfloat16 = computes_in_bfloat16(recipe.precision)
+    # Accelerate keeps the precision of the first training for the whole process, unless told otherwise.
+    AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
-        mixed_precision="bf16" if computes_in_bfloat16(recipe.precision) else "no",
+        mixed_precision="bf16" if in_bfloat16 else "no",
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     network = CBAMResNet50(len(class_names), recipe.placement)
@@ -219,6 +223,8 @@ def train(
                             metadata={
                                 "recipe": recipe.model_dump(mode="json"),
                                 "backbone": backbone,
+                                "device": accelerator.device.type,
+                                "precision": "bfloat16" if in_bfloat16 else "float32",
                                 "metrics": {"validation": row},
                                 **(metadata or {}),
                             },
