@@ -195,9 +195,22 @@ def test_a_damaged_image_is_named_and_nothing_is_trained(cells, tmp_path):
 
     broken = tmp_path / "broken"
     shutil.copytree(cells, broken)
-    bad = broken / "dark" / "003_02.png"
-    bad.write_bytes(bad.read_bytes()[:100])
-    assert "003_02.png" in one_sentence(cervicyte("train", broken, "--out", tmp_path / "run", *TINY))
+    out = tmp_path / "run"
+    for name in ("001_02.png", "003_02.png", "005_02.png"):  # of whatever part, the test part too
+        bad = broken / "dark" / name
+        whole = bad.read_bytes()
+        bad.write_bytes(whole[:100])
+        assert name in one_sentence(cervicyte("train", broken, "--out", out, *TINY))
+        assert not list(out.iterdir())
+        bad.write_bytes(whole)
+
+
+def test_after_weights_that_are_missing_the_same_command_with_others_goes_through(cells, tmp_path):
+    out = tmp_path / "run"
+    wrong = ["none.pth" if argument == "none" else argument for argument in TINY]
+    assert "none.pth" in one_sentence(cervicyte("train", cells, "--out", out, *wrong))
+    result = cervicyte("train", cells, "--out", out, *TINY)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,13 @@ from cervicyte.datasets.splits import (
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
-from cervicyte.evaluation.predictions import predict_cells
+from cervicyte.evaluation.predictions import logits_of, predict_cells, predictions_table, softmax
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
+from cervicyte.network.backbone import load_backbone
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import sha256_of_file
 from cervicyte.training.cells import load_cells
@@ -174,14 +176,14 @@ def train_and_evaluate(
     for part in PARTS:
         _check_classes(cells[part], class_names, part)
     progress.say("; ".join(f"{part}: {len(cells[part])} cells" for part in PARTS))
+    # All that can be wrong with the input is found before anything is trained or written.
+    load_backbone(CBAMResNet50(len(class_names), recipe.placement), recipe.backbone)
+    training, validation, test = (
+        labelled_images(cells[part], class_names, recipe.preprocessing, progress, part) for part in PARTS
+    )
     if processes.is_main_process:
         write_recipe(recipe, out / RECIPE_NAME)
         write_split(split, out / SPLIT_NAME)
-
-    training = labelled_images(cells["train"], class_names, recipe.preprocessing, progress, "training")
-    validation = labelled_images(
-        cells["validation"], class_names, recipe.preprocessing, progress, "validation"
-    )
     split_facts = facts_of_split(split)
     history = train(
         recipe,
@@ -203,7 +205,9 @@ def train_and_evaluate(
         model=weights_hash(model.network),
         command=command,
     )
-    predictions = predict_cells(model, cells["test"], progress=progress)
+    probabilities = softmax(logits_of(model, test.images, progress))
+    labels = [cell.label for cell in cells["test"]]
+    predictions = predictions_table(cells["test"], labels, probabilities, class_names)
     context = {
         "title": f"{dataset.known or dataset.root.name}: test part",
         "data": dataset.root.name,
