@@ -62,7 +62,7 @@ def trained(cells, tmp_path_factory):
     Returns the folder, the first fold's files with their times before the second call, and the summary.
     """
     out = tmp_path_factory.mktemp("trained")
-    predict, calls = run.predict_cells, []
+    predict, calls = run.logits_of, []
 
     def stops(*given, **options):
         calls.append(given)
@@ -71,7 +71,7 @@ def trained(cells, tmp_path_factory):
         return predict(*given, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "predict_cells", stops)
+        patch.setattr(run, "logits_of", stops)
         with pytest.raises(KeyboardInterrupt):
             cross_validate(cells, out, overrides=TINY, folds=2)
         before = {path: path.stat().st_mtime_ns for path in (out / "seed_0" / "fold_0").iterdir()}
