@@ -122,6 +122,15 @@ def test_a_resumed_run_does_not_change_its_split(run, cells, tmp_path):
     assert "another split" in one_sentence(refused)
 
 
+def test_resuming_with_another_recipe_is_refused_and_keeps_the_first(run, cells, tmp_path):
+    for name in ("split.csv", "split.json", "recipe.yaml"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    torch.save({"fingerprint": "of the first recipe"}, tmp_path / "checkpoint.pth")
+    refused = cervicyte("train", cells, "--out", tmp_path, "--resume", "--epochs", "2")
+    assert "another recipe" in one_sentence(refused)
+    assert (tmp_path / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
+
+
 def test_a_split_file_is_used_as_it_is(run, cells, tmp_path):
     out = tmp_path / "again"
     tiny = TINY[:-2]

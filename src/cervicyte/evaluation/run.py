@@ -181,7 +181,8 @@ def train_and_evaluate(
     training, validation, test = (
         labelled_images(cells[part], class_names, recipe.preprocessing, progress, part) for part in PARTS
     )
-    if processes.is_main_process:
+    # A run that goes on keeps what it began with, even if `train` then refuses another recipe.
+    if processes.is_main_process and not (out / CHECKPOINT_NAME).exists():
         write_recipe(recipe, out / RECIPE_NAME)
         write_split(split, out / SPLIT_NAME)
     split_facts = facts_of_split(split)
