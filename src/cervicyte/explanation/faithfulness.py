@@ -67,7 +67,9 @@ def blurred(image: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), BLUR_SIGMA * len(image), borderType=cv2.BORDER_REFLECT)
 
 
-def replaced(image: np.ndarray, by: np.ndarray, places: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+def replaced(
+    image: np.ndarray, by: np.ndarray, places: np.ndarray, shares: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """Return the image with its most important pixels replaced, once for each share of them.
 
     Args:

@@ -84,7 +84,7 @@ def verdicts(
     model: ModelFile,
     inputs: np.ndarray,
     maps: Sequence[np.ndarray] | np.ndarray,
-    classes: Sequence[int],
+    classes: Sequence[int] | np.ndarray,
     method: str = cam.DEFAULT_METHOD,
     layer: str | None = None,
     score: Score | None = None,
