@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 
 from cervicyte import metrics
-from cervicyte.explanation.audit import (
+from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
     FILLINGS,
     PARTS,
     RANDOMISED_STAGES,
     STABLE_UNDER,
-    Audit,
     AuditSettings,
 )
+from cervicyte.explanation.audit_records import Audit
 from cervicyte.explanation.faithfulness import BLUR_SIGMA, ROAD_NOISE, ROAD_PERCENTILES
 from cervicyte.explanation.verdict import MARGIN
 from cervicyte.metrics import Estimate
@@ -53,10 +53,7 @@ Values = dict[str, dict[str, np.ndarray]]
 
 def figures_of(audit: Audit) -> dict[str, Any]:
     """Return all figures of an audit as JSON values; undefined ones are None."""
-    stated = audit.header["settings"]
-    settings = AuditSettings(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
-    )
+    settings = AuditSettings.from_json(audit.header["settings"])
     order = {name: place for place, name in enumerate(audit.header["cells"])}
     records = sorted(audit.records, key=lambda record: order[record["name"]])
     values = values_of(records, settings)
@@ -320,7 +317,7 @@ def _shown_only(
     """Return class -> filling -> part -> accuracy; `whole` is the accuracy on the same, unchanged cells."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for label in (ALL_CLASSES, *sorted(set(classes))):
-        rows = [row for row in np.flatnonzero(_of(classes, label)) if "shown_only" in records[row]]
+        rows = [row for row in np.flatnonzero(_of(classes, label)).tolist() if "shown_only" in records[row]]
         if not rows:
             continue
 
@@ -359,7 +356,7 @@ def _extremes(records: Sequence[Mapping[str, Any]], values: Values, best: str) -
     for label in sorted({record["true_class"] for record in records}):
         rows = [row for row, record in enumerate(records) if record["true_class"] == label]
         ranked = sorted(rows, key=lambda row: -margin[row])
-        for kind, row in dict([("most", ranked[0]), ("least", ranked[-1])]).items():
+        for kind, row in (("most", ranked[0]), ("least", ranked[-1])):
             found.append(
                 {
                     "kind": kind,
