@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cervicyte import metrics
+from cervicyte.explanation import cam
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
     FILLINGS,
@@ -154,7 +155,10 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
         ),
         "nucleus and cell": "outlines on the original's pixels; what of a map lies on padding is left out",
         "beats controls": f"its score exceeds that of each of its three controls by more than {MARGIN:g}",
-        "random": f"one network with random weights, explained by {settings.methods and 'Grad-CAM++'}",
+        "random": (
+            "one network with random weights, at the same layer; of its maps those of "
+            f"{cam.METHODS[cam.DEFAULT_METHOD].title} stand for all methods"
+        ),
         "shown only": (
             "the rest of the image replaced by its mean colour, or filled smoothly from the pixels that are "
             "shown (linear imputation without noise); the outline of what is shown remains visible"

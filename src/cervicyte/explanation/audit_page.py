@@ -170,8 +170,8 @@ def _where_not_to_trust(figures: Figures) -> list[str]:
     )
     share = figures["maps"][weakest][best]["beats_controls"]
     sentences = [
-        f"The class whose maps beat the controls least often is {weakest}: {_plain_text(share, percent=True)} "
-        "of its cells."
+        f"The class whose maps beat the controls least often is {weakest}: "
+        f"{_plain_text(share, percent=True)} of its cells."
     ]
     if doubtful:
         sentences.insert(0, f"Maps of these classes should not be trusted by default: {'; '.join(doubtful)}.")
@@ -190,7 +190,8 @@ def _sanity(figures: Figures) -> list[str]:
     return [
         f"With the classifier's weights drawn anew, the SSIM of {title_of_map(best)} with its own map is "
         f"{ssim_at('fc')}, with all weights drawn anew {ssim_at(last)}; maps of two different cells have "
-        f"{ssim_at(ANOTHER_CELL)}. What lies clearly above the last figure does not come from what was learnt."
+        f"{ssim_at(ANOTHER_CELL)}. What lies clearly above the last figure does not come from what was "
+        "learnt."
     ]
 
 
@@ -218,8 +219,8 @@ def _shortcut(figures: Figures) -> list[str]:
     )
     chance = 1 / len(figures["class_names"])
     return [
-        f"Accuracy when only one part of the image is visible, the rest filled ({filling}): {parts}. Guessing "
-        f"would give {chance:.0%}. What the background alone achieves above that is a shortcut, or the shape "
+        f"Accuracy when only one part of the image is visible, the rest filled ({filling}): {parts}. "
+        f"Guessing would give {chance:.0%}. What the background alone achieves above that is a shortcut, or the shape "
         "of the hole that the cell leaves."
     ]
 
@@ -288,7 +289,7 @@ def _by_class(figures: Figures) -> list[str]:
     labels = list(figures["cells_per_class"])
     parts = []
     for measure, title in (("score", "Score"), ("road", "ROAD"), ("beats_controls", "Beats the controls")):
-        names = [name for name in figures["explanations"]]
+        names = list(figures["explanations"])
         if measure != "beats_controls":
             names += figures["controls"]
         rows = [
@@ -343,8 +344,8 @@ def _location(figures: Figures) -> list[str]:
         )
     return [
         table(head, rows, "All cells with outlines; enrichment 1 is what a map that knows nothing has"),
-        f"<p class=note>Outlines: {html.escape(sources)}.{areas} Darkness lies in the nucleus by nature: a map "
-        "is not good because it lies there, only where the network's answer depends on it.</p>",
+        f"<p class=note>Outlines: {html.escape(sources)}.{areas} Darkness lies in the nucleus by nature: "
+        "a map is not good because it lies there, only where the network's answer depends on it.</p>",
     ]
 
 
@@ -352,7 +353,7 @@ def _randomisation(figures: Figures) -> list[str]:
     stages = figures["randomisation"]
     if not stages:
         return ["<p>Not measured.</p>"]
-    head = ["Map", *(f"{stage}" for stage in stages)]
+    head = ["Map", *stages]
     rows = [
         (html.escape(title_of_map(name)), [_text(stages[stage][name]["ssim"]) for stage in stages])
         for name in figures["explanations"]
@@ -364,8 +365,8 @@ def _randomisation(figures: Figures) -> list[str]:
         table(
             head, rows, f"SSIM of {cells} cells' maps after weights were drawn anew, from the classifier down"
         ),
-        f"<p class=note>Each stage includes those before it. '{ANOTHER_CELL}' is the likeness of maps that have "
-        "nothing in common but the network: what any map of a centred cell has for free.</p>",
+        f"<p class=note>Each stage includes those before it. '{ANOTHER_CELL}' is the likeness of maps that "
+        "have nothing in common but the network: what any map of a centred cell has for free.</p>",
     ]
 
 
@@ -424,8 +425,8 @@ def _origin(figures: Figures) -> list[str]:
 def _interval_note(figures: Figures) -> str:
     intervals = figures["intervals"]
     return (
-        f"<p class=note>In brackets: 95 % intervals from {intervals['draws']:,} bootstrap draws of whole groups. "
-        "They hold for other cells of the same kind and this one network; another training run may rank the "
+        f"<p class=note>In brackets: 95 % intervals from {intervals['draws']:,} bootstrap draws of whole "
+        "groups. They hold for other cells of the same kind and this one network; another training run may rank the "
         "methods otherwise.</p>"
     )
 
@@ -513,7 +514,7 @@ def _falling(figures: Figures) -> Figure:
             ms=3,
             label=title_of_map(name),
         )
-    axes.set_xticks(range(len(stages)), [stage if stage == ANOTHER_CELL else f"{stage}" for stage in stages])
+    axes.set_xticks(range(len(stages)), list(stages))
     axes.set(ylabel="SSIM", xlabel="drawn anew down to", ylim=(-0.05, 1.02))
     figure.legend(loc="outside right center")
     return figure
