@@ -220,8 +220,8 @@ def _shortcut(figures: Figures) -> list[str]:
     chance = 1 / len(figures["class_names"])
     return [
         f"Accuracy when only one part of the image is visible, the rest filled ({filling}): {parts}. "
-        f"Guessing would give {chance:.0%}. What the background alone achieves above that is a shortcut, or the shape "
-        "of the hole that the cell leaves."
+        f"Guessing would give {chance:.0%}. What the background alone achieves above that is a "
+        "shortcut, or the shape of the hole that the cell leaves."
     ]
 
 
@@ -426,8 +426,8 @@ def _interval_note(figures: Figures) -> str:
     intervals = figures["intervals"]
     return (
         f"<p class=note>In brackets: 95 % intervals from {intervals['draws']:,} bootstrap draws of whole "
-        "groups. They hold for other cells of the same kind and this one network; another training run may rank the "
-        "methods otherwise.</p>"
+        "groups. They hold for other cells of the same kind and this one network; another training run may "
+        "rank the methods otherwise.</p>"
     )
 
 
