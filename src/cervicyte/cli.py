@@ -417,7 +417,7 @@ def audit(
     layer: Annotated[
         list[str] | None, typer.Option(help="Repeatable. Default: cbam3, layer4 and cbam4.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Of deletion and insertion.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Of deletion and insertion.")] = 6,
     sanity_cells: Annotated[int, typer.Option(min=0, help="For randomised weights.")] = 30,
     stability_cells: Annotated[int, typer.Option(min=0, help="For changed images.")] = 60,
     seed: Annotated[int, typer.Option(help="Chooses the cells.")] = 0,

@@ -37,6 +37,7 @@ from cervicyte.explanation.faithfulness import (
     rank_correlation,
     road,
 )
+from cervicyte.explanation.verdict import STEPS
 from cervicyte.images.quality import ssim
 from cervicyte.images.reader import read_image
 from cervicyte.images.segmentation import Outlines, segment
@@ -74,7 +75,7 @@ class AuditSettings:
         cells: how many, over all classes.
         methods: of `cam.METHODS`.
         layers: of the network's; none is `DEFAULT_LAYERS`, or what a network without gates has of them.
-        steps: of deletion and insertion.
+        steps: of deletion and insertion; by default those of a verdict, so that the two agree.
         sanity_cells, stability_cells: the first so many take part in these, which need further maps.
         seed: chooses the cells.
     """
@@ -82,7 +83,7 @@ class AuditSettings:
     cells: int = 200
     methods: tuple[str, ...] = tuple(cam.METHODS)
     layers: tuple[str, ...] = ()
-    steps: int = 8
+    steps: int = STEPS
     sanity_cells: int = 30
     stability_cells: int = 60
     seed: int = 0
@@ -90,9 +91,9 @@ class AuditSettings:
     @classmethod
     def from_json(cls, stated: Mapping[str, Any]) -> AuditSettings:
         """Return settings from what a file of records says of them."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
-        )
+        lists = {key: tuple(value) for key, value in stated.items() if isinstance(value, list)}
+        values: dict[str, Any] = {**stated, **lists}
+        return cls(**values)
 
     @property
     def explanations(self) -> list[str]:

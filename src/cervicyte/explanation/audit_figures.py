@@ -204,7 +204,11 @@ def as_table(figures: Mapping[str, Any]) -> pd.DataFrame:
         for filling, parts in fillings.items():
             for part, figure in parts.items():
                 add("shown only", label, "", f"accuracy, {part}, {filling}", figure)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    # So that no line of it can be quoted without.
+    table["cells_seen_in_training"] = figures["cells_seen_in_training"]
+    table["notice"] = RESEARCH_USE_ONLY
+    return table
 
 
 # --- means with intervals --------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def deletion_and_insertion(
 
 # --- ROAD ----------------------------------------------------------------------------------------
 
-ROAD_PERCENTILES = (10, 30, 50, 70, 90)  # of the pixels, taken away
+ROAD_PERCENTILES = (20, 40, 60, 80)  # of the pixels, taken away
 ROAD_NOISE = 2.5  # grey levels, standard deviation: 0.01 of the range, as in the authors' code
 # Weights of a pixel's neighbours, as in the authors' code: beside 1/6, across the corner 1/12.
 NEIGHBOURS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
