@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -36,13 +37,19 @@ from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 
 SETTINGS = AuditSettings(
-    cells=8, methods=("grad-cam++", "hirescam"), layers=("cbam4",), steps=3, sanity_cells=3, stability_cells=3
+    cells=6,
+    methods=("grad-cam++", "hirescam"),
+    layers=("cbam4",),
+    steps=2,
+    sanity_cells=2,
+    stability_cells=2,
+    percentiles=(50,),
 )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("audit") / "synthetic", 15, 3)
+    return write_dataset(tmp_path_factory.mktemp("audit") / "synthetic", 7, 3)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def model_path(tmp_path_factory, data):
     torch.manual_seed(0)
     network = CBAMResNet50(5).eval()
     nn.init.normal_(network.fc.weight, std=0.3)
-    model = ModelFile(network, read_dataset(data).classes, Preprocessing(image_size=40))
+    model = ModelFile(network, read_dataset(data).classes, Preprocessing(image_size=32))
     path = tmp_path_factory.mktemp("model") / "best_model.pth"
     save_model(path, model)
     return path
@@ -105,13 +112,13 @@ def test_cells_seen_in_training_are_refused_or_named_on_every_artefact(data, mod
     path = tmp_path / "seen.pth"
     save_model(path, model)
     assert len(seen_of(model, cells)) == 1
-    with pytest.raises(SplitError, match=r"1 of 15 cells, first .*--allow-seen"):
+    with pytest.raises(SplitError, match=r"1 of 7 cells, first .*--allow-seen"):
         audit_model(path, data, tmp_path / "refused", settings=SETTINGS)
     assert not (tmp_path / "refused").exists()
-    settings = AuditSettings(15, ("grad-cam",), ("cbam4",), steps=2, sanity_cells=0, stability_cells=0)
+    settings = replace(SETTINGS, cells=7, methods=("grad-cam",), sanity_cells=0, stability_cells=0)
     figures = audit_model(path, data, tmp_path / "all", settings=settings, allow_seen=True)
     assert figures["cells_seen_in_training"] == 1
-    said = "1 of 15 cells were seen in training"
+    said = "1 of 7 cells were seen in training"
     assert said in (tmp_path / "all" / "explanation_audit.html").read_text()
     assert said in (tmp_path / "all" / "explanation_audit.json").read_text()
     assert said in (tmp_path / "all" / RECORDS_NAME).read_text()
@@ -148,7 +155,7 @@ def test_an_interrupted_audit_goes_on_to_the_same_figures(finished, data, model_
 
     monkeypatch.setattr(Auditor, "record", counted)
     resumed = audit_model(model_path, data, tmp_path, settings=SETTINGS, with_pictures=False, resume=True)
-    assert again == [3, 4, 5, 6, 7]
+    assert again == [3, 4, 5]
     assert without_time(resumed) == without_time(finished[1])
     assert path.read_text() == (finished[0] / RECORDS_NAME).read_text()
 
@@ -187,7 +194,7 @@ def test_every_map_is_held_against_its_controls(finished):
         assert difference == pytest.approx(gain, abs=1e-5)
     assert maps["centre"]["like_centre"]["value"] == pytest.approx(1)
     assert maps["darkness"]["like_darkness"]["value"] == pytest.approx(1)
-    assert figures["outlines"]["sources"] == {"file": 8}
+    assert figures["outlines"]["sources"] == {"file": 6}
 
 
 def test_weights_are_drawn_anew_stage_by_stage_and_changes_are_undone(finished):

@@ -27,6 +27,7 @@ from cervicyte.explanation.controls import (
     randomise,
 )
 from cervicyte.explanation.faithfulness import (
+    ROAD_PERCENTILES,
     Score,
     deletion_and_insertion,
     enlarged,
@@ -78,6 +79,7 @@ class AuditSettings:
         steps: of deletion and insertion; by default those of a verdict, so that the two agree.
         sanity_cells, stability_cells: the first so many take part in these, which need further maps.
         seed: chooses the cells.
+        percentiles: of the pixels that ROAD takes away.
     """
 
     cells: int = 200
@@ -87,6 +89,7 @@ class AuditSettings:
     sanity_cells: int = 30
     stability_cells: int = 60
     seed: int = 0
+    percentiles: tuple[int, ...] = ROAD_PERCENTILES
 
     @classmethod
     def from_json(cls, stated: Mapping[str, Any]) -> AuditSettings:
@@ -136,7 +139,7 @@ class Auditor:
         areas = deletion_and_insertion(
             self.score, preprocessed, predicted, list(maps.values()), self.settings.steps
         )
-        removal = road(self.score, preprocessed, predicted, list(maps.values()))
+        removal = road(self.score, preprocessed, predicted, list(maps.values()), self.settings.percentiles)
         outlines, source = outlines_of(cell, image)
         blob = centre_blob(preprocessed.shape[0])
         dark = darkness(preprocessed)

@@ -23,7 +23,7 @@ from cervicyte.explanation.audit_cells import (
     AuditSettings,
 )
 from cervicyte.explanation.audit_records import Audit
-from cervicyte.explanation.faithfulness import BLUR_SIGMA, ROAD_NOISE, ROAD_PERCENTILES
+from cervicyte.explanation.faithfulness import BLUR_SIGMA, ROAD_NOISE
 from cervicyte.explanation.verdict import MARGIN
 from cervicyte.metrics import Estimate
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -47,6 +47,7 @@ MEASURES = {
     "like_darkness": "rank correlation with the image's darkness",
 }
 COMPARED = ("score", "road")
+COMPUTED = ("score", "road", "road_most", "road_least", "beats_controls")  # here, from what was recorded
 
 Values = dict[str, dict[str, np.ndarray]]
 """map -> measure -> float [N], NaN where undefined."""
@@ -110,16 +111,18 @@ def values_of(records: Sequence[Mapping[str, Any]], settings: AuditSettings) -> 
     for name in (*settings.explanations, *settings.controls):
         of_map = [record["maps"][name] for record in records]
 
-        def column(measure: str, of_map: Sequence[Mapping[str, Any]] = of_map) -> np.ndarray:
-            return np.array([_number(one.get(measure)) for one in of_map])
-
-        def road_column(measure: str, of_map: Sequence[Mapping[str, Any]] = of_map) -> np.ndarray:
-            return np.array([np.mean(one[measure]) for one in of_map])
-
-        found = {measure: column(measure) for measure in MEASURES}
-        found |= {measure: road_column(measure) for measure in ("road_most", "road_least")}
+        found = {
+            measure: np.array([_number(one.get(measure)) for one in of_map])
+            for measure in MEASURES
+            if measure not in COMPUTED
+        }
+        found |= {
+            measure: np.array([np.mean(one[measure]) for one in of_map])
+            for measure in ("road_most", "road_least")
+        }
         found["score"] = found["insertion"] - found["deletion"]
         found["road"] = found["road_least"] - found["road_most"]
+        found["beats_controls"] = np.full(len(records), np.nan)
         values[name] = found
     for name, found in values.items():
         if name in settings.explanations:
@@ -150,7 +153,7 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
             f"{settings.steps} equal steps"
         ),
         "ROAD": (
-            f"{', '.join(map(str, ROAD_PERCENTILES))} % of the pixels replaced by noisy linear imputation "
+            f"{', '.join(map(str, settings.percentiles))} % of the pixels replaced by noisy linear imputation "
             f"(noise of {ROAD_NOISE:g} grey levels); the mean over these percentages is given"
         ),
         "nucleus and cell": "outlines on the original's pixels; what of a map lies on padding is left out",
