@@ -39,7 +39,7 @@ from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 SETTINGS = AuditSettings(
     cells=6,
     methods=("grad-cam++", "hirescam"),
-    layers=("cbam4",),
+    layers=("cbam3",),
     steps=2,
     sanity_cells=2,
     stability_cells=2,
@@ -183,8 +183,8 @@ def test_an_unknown_layer_or_method_is_refused_before_anything_is_written(data, 
 
 def test_every_map_is_held_against_its_controls(finished):
     figures = finished[1]
-    assert figures["explanations"] == ["grad-cam++@cbam4", "hirescam@cbam4"]
-    assert figures["controls"] == ["centre", "darkness", "random@cbam4"]
+    assert figures["explanations"] == ["grad-cam++@cbam3", "hirescam@cbam3"]
+    assert figures["controls"] == ["centre", "darkness", "random@cbam3"]
     for name in figures["explanations"]:
         assert set(figures["against_controls"]["all"][name]) == {"centre", "darkness", "random"}
     maps = figures["maps"]["all"]
@@ -202,8 +202,8 @@ def test_weights_are_drawn_anew_stage_by_stage_and_changes_are_undone(finished):
     stages = [stage for stage, _ in RANDOMISED_STAGES]
     assert list(figures["randomisation"]) == [*stages, ANOTHER_CELL]
     assert set(figures["stability"]) == set(STABLE_UNDER)
-    # The classifier decides HiResCAM's map at the last layer: new weights, another map.
-    assert figures["randomisation"]["fc"]["hirescam@cbam4"]["rank"]["value"] < 0.9
+    # The classifier decides HiResCAM's map at a late layer: new weights, another map.
+    assert figures["randomisation"]["fc"]["hirescam@cbam3"]["rank"]["value"] < 0.9
 
 
 def test_a_change_moved_back_shows_the_same_place():

@@ -153,8 +153,8 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
             f"{settings.steps} equal steps"
         ),
         "ROAD": (
-            f"{', '.join(map(str, settings.percentiles))} % of the pixels replaced by noisy linear imputation "
-            f"(noise of {ROAD_NOISE:g} grey levels); the mean over these percentages is given"
+            f"{', '.join(map(str, settings.percentiles))} % of the pixels replaced by noisy linear "
+            f"imputation (noise of {ROAD_NOISE:g} grey levels); the mean over these percentages is given"
         ),
         "nucleus and cell": "outlines on the original's pixels; what of a map lies on padding is left out",
         "beats controls": f"its score exceeds that of each of its three controls by more than {MARGIN:g}",
