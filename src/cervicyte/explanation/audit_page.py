@@ -78,7 +78,7 @@ def audit_page(figures: Figures, examples: Sequence[str] = ()) -> str:
     ]
     lead = (
         f"{cells:,} cells in {groups:,} {plural('group', groups)}; accuracy on them "
-        f"{_text(figures['correct'], percent=True)}. Written "
+        f"{_plain_text(figures['correct'], percent=True)}. Written "
         f"{html.escape(figures['provenance']['written'][:10])} by Cervicyte."
     )
     return page_of(f"{figures['data']}: audit of the explanations", lead, sections)
@@ -190,8 +190,8 @@ def _sanity(figures: Figures) -> list[str]:
     return [
         f"With the classifier's weights drawn anew, the SSIM of {title_of_map(best)} with its own map is "
         f"{ssim_at('fc')}, with all weights drawn anew {ssim_at(last)}; maps of two different cells have "
-        f"{ssim_at(ANOTHER_CELL)}. What lies clearly above the last figure does not come from what was "
-        "learnt."
+        f"{ssim_at(ANOTHER_CELL)}. A map that stays more alike than that does not depend on the weights that "
+        "were drawn anew.",
     ]
 
 
