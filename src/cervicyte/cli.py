@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -73,7 +73,11 @@ Fold = Annotated[int | None, typer.Option(help="Which fold is the test part, fro
 SplitSeed = Annotated[int | None, typer.Option("--split-seed", help="Draws the folds. Default 0.")]
 SplitFile = Annotated[Path | None, typer.Option("--split", help="A split file, instead of a new split.")]
 AllowLeak = Annotated[
-    bool, typer.Option("--allow-leak", help="Allow one group in training and test; the figures flatter.")
+    Literal["field", "cell"] | None,
+    typer.Option(
+        "--allow-leak",
+        help="Use a split whose groups (field) or even fields (cell) stand on both sides; figures flatter.",
+    ),
 ]
 KnownGroups = Annotated[
     bool, typer.Option("--known-groups/--no-known-groups", help="Use the shipped SIPaKMeD field groups.")
@@ -134,7 +138,7 @@ def train(
     folds: Folds = None,
     fold: Fold = None,
     split_seed: SplitSeed = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -183,6 +187,7 @@ def evaluate(
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Evaluate even cells that were seen in training.")
     ] = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
     force: Force = False,
@@ -199,6 +204,7 @@ def evaluate(
         part=part,
         class_map=read_class_map(class_map) if class_map else None,
         allow_seen=allow_seen,
+        allow_leak=allow_leak,
         with_pictures=images,
         known_groups=known_groups,
         force=force,
@@ -219,7 +225,7 @@ def probe(
     folds: Folds = None,
     fold: Fold = None,
     split_seed: SplitSeed = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     force: Force = False,
 ) -> None:
@@ -267,7 +273,7 @@ def cross_validate(
     recipe: Recipe = None,
     set_: Settings = None,
     backbone: Backbone = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
 ) -> None:
     """Test every cell once, in folds by group; goes on where it was interrupted."""
@@ -335,12 +341,12 @@ def split(
     folds: Folds = None,
     fold: Fold = None,
     split_seed: SplitSeed = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
 ) -> None:
     """Write a split into train, validation and test that keeps groups whole."""
     from cervicyte.datasets.layouts import read_dataset
-    from cervicyte.datasets.splits import make_split, split_hash, write_split
+    from cervicyte.datasets.splits import leak_of, make_split, split_hash, write_split
 
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
@@ -349,6 +355,8 @@ def split(
     stated: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     made = make_split(dataset, **stated, allow_leak=allow_leak)
     write_split(made, out)
+    if leak := leak_of(made):
+        typer.echo(f"Note: {leak} Whoever uses the split must name the leak: --allow-leak {by}.", err=True)
     for part, rows in made.groupby("part", sort=False):
         typer.echo(f"{part}: {len(rows)} cells in {rows['group'].nunique()} groups")
     typer.echo(f"{out}: written; hash {split_hash(made)[:16]}")
