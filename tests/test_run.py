@@ -269,7 +269,7 @@ def test_a_named_leak_is_let_through_and_every_artefact_says_so(cells, tmp_path)
     assert said in (out / "report.html").read_text()
     assert said in load_model_file(out / "best_model.pth").metadata["leak"]
     for name in ("confusion_matrix.png", "training_history.png"):
-        assert said in Image.open(out / name).text["Description"]
+        assert said in Image.open(out / name).info["Description"]
     again = ("evaluate", out / "best_model.pth", "--data", cells, "--split", by_cell, "--out", tmp_path / "e")
     assert "--allow-leak cell" in one_sentence(cervicyte(*again))
     judged = cervicyte(*again, "--allow-leak", "cell", "--allow-seen")
