@@ -30,6 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 SHOWN = 96  # in the gallery; all stand in the table
 PAIRS_NAMED = 3  # in the finding
+WEAK = 0.8  # a probe that agrees with fewer labels is likelier to be wrong than they are
 
 
 def doubted_labels(
@@ -103,8 +104,8 @@ def label_error_addition(
         findings.append(
             Finding(
                 "label-errors",
-                f"{len(doubted):,} of {len(table):,} labels are likely wrong; look before changing anything "
-                f"({more} of them: {which}).",
+                f"{len(doubted):,} of {len(table):,} labels are likely wrong or their cells hard to tell "
+                f"({more} of them: {which}); look before changing anything. {_trust(agreement)}",
                 tuple(doubted["path"]),
             )
         )
@@ -125,13 +126,11 @@ def label_error_addition(
 def _section_parts(
     doubted: pd.DataFrame, judged: int, agreement: metrics.Estimate, cells: Sequence[Cell]
 ) -> str:
-    interval = f"{agreement.value:.1%} (95 % interval {agreement.low:.1%} to {agreement.high:.1%})"
     method = (
         "<p class=note>A classifier (logistic regression on features of a frozen ImageNet network) that saw "
-        "no cell of the same group would label these cells otherwise, with more confidence than it usually "
-        f"has. It agrees with the label in {interval} of the {judged:,} cells, so many of these are hard "
-        "cells and its own mistakes, not wrong labels: look before changing anything, and let a cytologist "
-        "decide. The number is cleanlab's label quality, from 0 for the most doubtful to 1.</p>"
+        f"no cell of the same group would label these of {judged:,} cells otherwise, with as much confidence "
+        f"as it usually has where it is right. {_trust(agreement)} Look before changing anything, and let a "
+        "cytologist decide. The number is cleanlab's label quality, from 0 for the most doubtful to 1.</p>"
     )
     if doubted.empty:
         return "<p class=lead>None of the labels is doubted.</p>" + method
@@ -145,6 +144,17 @@ def _section_parts(
     )
 
 
+def _trust(agreement: metrics.Estimate) -> str:
+    """Say how far the probe can be trusted, which tells labels from hard cells."""
+    figure = (
+        f"The probe agrees with {agreement.value:.1%} of the labels (95 % interval {agreement.low:.1%} to "
+        f"{agreement.high:.1%})"
+    )
+    if agreement.value < WEAK:
+        return f"{figure}, so most of these are its own mistakes: it tells these classes too poorly apart."
+    return f"{figure}, so some of these are its own mistakes."
+
+
 def _figure(row: Mapping[Any, Any], cell: Cell) -> str:
     twin = (
         f"<span><b>A twin is labelled {html.escape(row['twins_labelled'])}</b></span>"
@@ -152,10 +162,11 @@ def _figure(row: Mapping[Any, Any], cell: Cell) -> str:
         else ""
     )
     return (
-        f"<figure class=pair><div>{picture(cell)}<code>{html.escape(row['path'])}</code></div>"
+        f"<figure class=pair><div>{picture(cell)}</div>"
         f"<div><span>Labelled <b>{html.escape(row['given_label'])}</b>, {row['p_given']:.1%}</span>"
         f"<span>Looks like <b>{html.escape(row['suggested_label'])}</b>, {row['p_suggested']:.1%}</span>"
-        f"{twin}</div><figcaption>{row['label_quality']:.2f}</figcaption></figure>"
+        f"{twin}</div><figcaption>{row['label_quality']:.2f}</figcaption>"
+        f'<code style="grid-column:1/-1">{html.escape(row["path"])}</code></figure>'
     )
 
 
