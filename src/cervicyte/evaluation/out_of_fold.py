@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -67,7 +67,7 @@ def out_of_fold_probabilities(
         targets: class indices, int [N]; every class in `FOLDS` groups or more.
         groups: of the N cells.
         class_count: number of classes.
-        fit: `fitted_probe` or `fitted_forest`.
+        fit: `fitted_probe` or `fitted_neighbours`.
     """
     group_of = np.asarray(groups)
     fold_of = grouped_folds(targets, groups)
@@ -97,9 +97,11 @@ def _probe(strength: float):  # type: ignore[no-untyped-def]
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 
-def fitted_forest(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> Classifier:
-    """Fit a random forest: statistics may tell a class by a range, or only together.
+def fitted_neighbours(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> Classifier:
+    """Fit k nearest neighbours: statistics may tell a class by a range, or only together.
 
-    Leaves of ten cells keep it from learning a single field by heart.
+    k is the root of the number of cells, the usual rule (Duda, Hart & Stork, Pattern Classification, 2001,
+    section 4.4).
     """
-    return RandomForestClassifier(200, min_samples_leaf=10, random_state=0).fit(features, targets)
+    neighbours = KNeighborsClassifier(round(len(targets) ** 0.5))
+    return make_pipeline(StandardScaler(), neighbours).fit(features, targets)

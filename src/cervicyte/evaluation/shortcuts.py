@@ -24,7 +24,7 @@ from cervicyte.datasets.inspection import (
 )
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation.cross_validation import as_json
-from cervicyte.evaluation.out_of_fold import fitted_forest, out_of_fold_probabilities
+from cervicyte.evaluation.out_of_fold import fitted_neighbours, out_of_fold_probabilities
 from cervicyte.evaluation.predictions import predictions_table
 from cervicyte.evaluation.tables import evaluate_predictions
 from cervicyte.images.preprocessing import Preprocessing
@@ -138,7 +138,7 @@ def statistics_rows(table: pd.DataFrame, cells: Sequence[Cell], class_names: Seq
     rows = []
     for name, columns in (*((one, [one]) for one in STATISTICS), (ALL_STATISTICS, list(STATISTICS))):
         probabilities = out_of_fold_probabilities(
-            table[columns].to_numpy(float), targets, groups, len(class_names), fitted_forest
+            table[columns].to_numpy(float), targets, groups, len(class_names), fitted_neighbours
         )
         rows.append(row_of(name, cells, groups, probabilities, class_names))
     return rows
@@ -215,8 +215,8 @@ def _section_parts(
     return (
         "<p class=note>Each row is a small classifier that sees only this and is tested on groups that it "
         f"has not seen; with 95 % intervals over groups. Chance is {chance:.2f} and an AUC of 0.5: the line "
-        "in the drawing. Statistics go into a random forest, background and whole crop into the same probe "
-        "of a frozen network. A shortcut is named where the interval begins at "
+        "in the drawing. Statistics go into k nearest neighbours, background and whole crop into the same "
+        "probe of a frozen network. A shortcut is named where the interval begins at "
         f"{chance + CLEARLY * (1 - chance):.2f} or above, a tenth of the way from chance to always right.</p>"
         "<div class=scroll><table><thead><tr><th>Seen</th><th>Balanced accuracy</th><th></th>"
         "<th>Macro AUC</th><th>Best told class, AUC</th><th>Named</th></tr></thead>"
