@@ -151,7 +151,7 @@ def _trust(agreement: metrics.Estimate) -> str:
         f"{agreement.high:.1%})"
     )
     if agreement.value < WEAK:
-        return f"{figure}, so most of these are its own mistakes: it tells these classes too poorly apart."
+        return f"{figure}, so most of these are its own mistakes: it tells these classes apart too poorly."
     return f"{figure}, so some of these are its own mistakes."
 
 

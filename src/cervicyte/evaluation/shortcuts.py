@@ -53,6 +53,7 @@ ALSO_BIOLOGY = {
     "background": "in a crop that the cell fills, thin cytoplasm lets more light through",
     "redness": "mature and keratinised cytoplasm takes up pink and orange",
     "focus": "the texture of chromatin and cytoplasm counts as sharpness",
+    ALL_STATISTICS: "each of them is also what the cells are like",
     BACKGROUND: "cells of one kind lie side by side, and some reach into the corners",
 }
 """What each tells of the cells themselves. A finding says it: to predict is not yet to cheat."""
@@ -153,15 +154,15 @@ def is_clear(row: Row, class_count: int) -> bool:
 def shortcut_addition(inspection: Inspection, rows: Sequence[Row], class_names: Sequence[str]) -> Addition:
     """Return finding, section and content for rows of statistics, background and the whole crop."""
     chance = 1 / len(class_names)
-    named = [
-        row for row in rows if row.name not in (WHOLE, ALL_STATISTICS) and is_clear(row, len(class_names))
-    ]
+    named = [row for row in rows if row.name != WHOLE and is_clear(row, len(class_names))]
+    (whole,) = (row for row in rows if row.name == WHOLE)
     findings = [
         Finding(
             "shortcuts",
-            f"{_subject(row.name)} tells the classes apart with a balanced accuracy of "
-            f"{_text(row.balanced_accuracy)} where chance is {chance:.2f}, best {row.best_class} "
-            f"(AUC {row.class_auc[row.best_class].value:.2f}). Not all of that need be a shortcut, for "
+            f"{_subject(row.name)} predicts the class: balanced accuracy "
+            f"{_text(row.balanced_accuracy)}, where chance is {chance:.2f} and the whole crop "
+            f"{whole.balanced_accuracy.value:.2f}, best {row.best_class} (AUC "
+            f"{row.class_auc[row.best_class].value:.2f}). Not all of that need be a shortcut, for "
             f"{ALSO_BIOLOGY[row.name]}; but a network can use it without looking at the cell's inside.",
         )
         for row in named
@@ -189,6 +190,8 @@ def shortcut_addition(inspection: Inspection, rows: Sequence[Row], class_names: 
 def _subject(name: str) -> str:
     if name == BACKGROUND:
         return "The background in the corners of the crops alone"
+    if name == ALL_STATISTICS:
+        return f"Nothing but {', '.join(title.lower() for title, _, _ in STATISTICS.values())} together"
     return f"{TITLES[name]} alone ({STATISTICS[name][2].split(':')[0]})"
 
 
@@ -206,11 +209,13 @@ def _section_parts(
         f"<td>{_interval(row.balanced_accuracy, chance)}</td>"
         f"<td class=number>{_text(row.macro_auc)}</td>"
         f"<td>{html.escape(row.best_class)}, {row.class_auc[row.best_class].value:.2f}</td>"
-        f"<td>{'yes' if row in named else '' if row.name in (WHOLE, ALL_STATISTICS) else 'no'}</td></tr>"
+        f"<td>{'yes' if row in named else '' if row.name == WHOLE else 'no'}</td></tr>"
         for row in rows
     )
     biology = " ".join(
-        f"{TITLES[row.name]}: {ALSO_BIOLOGY[row.name]}." for row in rows if row.name in ALSO_BIOLOGY
+        f"{TITLES[row.name]}: {ALSO_BIOLOGY[row.name]}."
+        for row in rows
+        if row.name not in (WHOLE, ALL_STATISTICS)
     )
     return (
         "<p class=note>Each row is a small classifier that sees only this and is tested on groups that it "
@@ -253,7 +258,7 @@ def _examples(class_names: Sequence[str], inspection: Inspection) -> str:
         shown = [
             paths[place * len(paths) // SHOWN_OF_CLASS] for place in range(min(SHOWN_OF_CLASS, len(paths)))
         ]
-        pictures = "".join(
+        pictures = " ".join(
             pixels_as_picture(background_only(read_image(cell_of[path].path)), path, SMALL_PICTURE_PIXELS)
             for path in shown
         )
