@@ -107,14 +107,34 @@ def _main(
 def inspect(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the four files.")] = Path("inspection"),
+    label_errors: Annotated[
+        bool, typer.Option("--label-errors", help="Look for likely label errors, with a frozen network.")
+    ] = False,
+    shortcuts: Annotated[
+        bool, typer.Option("--shortcuts", help="Look for what predicts the class besides the cell.")
+    ] = False,
+    backbone: Annotated[str, typer.Option(help="The frozen weights: imagenet or a file.")] = "imagenet",
     known_groups: KnownGroups = True,
 ) -> None:
     """Look for twins, traps and outliers among the cells; status 1 if there are findings."""
     from cervicyte.datasets.inspection import inspect_dataset
     from cervicyte.progress import TerminalProgress
 
+    progress = TerminalProgress()
+    look_closer = None
+    if label_errors or shortcuts:
+        from cervicyte.evaluation.closer_look import closer_look
+
+        look_closer = closer_look(
+            out, label_errors=label_errors, shortcuts=shortcuts, backbone=backbone, progress=progress
+        )
     inspection = inspect_dataset(
-        data, out, known_groups=known_groups, progress=TerminalProgress(), command=_command_line()
+        data,
+        out,
+        known_groups=known_groups,
+        look_closer=look_closer,
+        progress=progress,
+        command=_command_line(),
     )
     for finding in inspection.findings:
         typer.echo(f"{finding.kind}: {finding.text}")
