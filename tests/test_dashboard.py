@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import socket
 import stat
@@ -154,13 +155,14 @@ def test_a_large_image_is_shown_smaller_and_a_huge_one_refused(classifier, tmp_p
 
 
 def test_an_upload_is_answered_and_deleted(classifier, cell_file):
-    field, cell, answer, picker, view = page.answer_upload(classifier, cell_file)
+    field, cell, answer, picker, view, verdict = page.answer_upload(classifier, cell_file)
     assert field is None
     assert cell.prediction.class_name == picker["value"]
     assert "Confidence" in answer
     assert picker["visible"]
     assert view["visible"]
     assert view["value"].count("<img") == 3  # the cell, its overlay, the colour scale
+    assert verdict == {"value": page.PENDING, "visible": True, "__type__": "update"}
     assert not cell_file.exists()
 
 
@@ -168,13 +170,36 @@ def test_an_upload_is_answered_and_deleted(classifier, cell_file):
 def test_an_unreadable_file_is_answered_with_its_sentence_and_deleted(classifier, tmp_path, content):
     path = tmp_path / "note.png"
     path.write_bytes(content)
-    _, cell, answer, picker, view = page.answer_upload(classifier, path)
+    _, cell, answer, picker, view, verdict = page.answer_upload(classifier, path)
     assert cell is None
     assert re.search(r"<p>note\.png: [^<]+\.</p>", answer)
     assert str(tmp_path) not in answer
     assert not picker["visible"]
     assert not view["visible"]
+    assert not verdict["visible"]
     assert not path.exists()
+
+
+def test_the_verdict_says_what_was_measured_of_the_map_that_is_shown(classifier, cell_file):
+    cell = page.read_cell(classifier, cell_file)
+    name = CLASSES[2]
+    found = classifier.judge(cell.preprocessed, name)
+    text = page.verdict_html(name, found)
+    assert html.escape(found.sentence) in text
+    assert f"{found.forward_passes} passes" in text
+    assert html.escape(name) in text
+    assert name not in text
+    assert ("verdict beats" in text) is found.beats_controls
+
+
+def test_after_everything_that_shows_a_map_the_verdict_follows(classifier):
+    """As chained events, so that the map never waits for its verdict."""
+    config = page.build_page(classifier, "model").config
+    view = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "verdict")
+    judging = [one for one in config["dependencies"] if one["outputs"] == [view]]
+    before = {one["id"] for one in config["dependencies"] if view in one["outputs"] and one not in judging}
+    assert len(judging) == 3
+    assert {one["trigger_after"] for one in judging} == before
 
 
 def test_names_cannot_write_into_the_page(classifier, tmp_path):
@@ -192,7 +217,7 @@ def test_names_cannot_write_into_the_page(classifier, tmp_path):
 
 def test_probabilities_stand_from_high_to_low():
     prediction = Prediction("b", 0.6, {"a": 0.1, "b": 0.6, "c": 0.3})
-    cell = page.ReadCell("cell.png", 1, 1, prediction, np.zeros((1, 1, 3), np.uint8), {})
+    cell = page.ReadCell("cell.png", 1, 1, prediction, np.zeros((1, 1, 3), np.uint8), {}, np.zeros((1, 1, 3)))
     assert re.findall(r"<li[^>]*><span>(\w)</span>.*?<b>(.*?)</b>", page.answer_html(cell)) == [
         ("b", "60.0 %"),
         ("c", "30.0 %"),

@@ -120,6 +120,8 @@ def test_a_cell_is_answered_and_nobody_else_is_asked(page, address, samples):
     assert predicted in CLASSES
     assert page.locator(".bars li").count() == len(CLASSES)
     assert page.inner_text("figure strong") == predicted
+    page.wait_for_selector(f".verdict:has-text('({predicted})')")
+    assert "passes through the network" in page.inner_text("#verdict")
     for picture in page.locator("figure > img").all():
         assert picture.evaluate("image => image.naturalWidth") > 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -138,6 +140,7 @@ def test_another_class_is_explained_when_it_is_chosen(page):
     page.click(f"#picker label:has-text('{other}')")
     page.wait_for_selector(f"figure strong:has-text('{other}')")
     assert page.get_attribute("figure >> nth=1 >> img >> nth=0", "src") != before
+    page.wait_for_selector(f".verdict:has-text('({other})')")
     assert page.inner_text(".answer h2") == predicted
 
 

@@ -22,6 +22,7 @@ from cervicyte.datasets.classes import known_class
 from cervicyte.errors import CervicyteError
 from cervicyte.explanation import cam
 from cervicyte.explanation.panels import overlay
+from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -54,6 +55,7 @@ class ReadCell:
         image: uint8 [h, w, 3], RGB, no side longer than `SHOWN_SIDE`.
         overlays: class -> uint8 [h, w, 3], the image with the map of what spoke for the class, all
             classes on one scale.
+        preprocessed: uint8 [S, S, 3], what the network saw; the maps are tested on it.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ReadCell:
     prediction: Prediction
     image: np.ndarray
     overlays: dict[str, np.ndarray]
+    preprocessed: np.ndarray
 
 
 def read_cell(classifier: Classifier, path: Path) -> ReadCell:
@@ -81,6 +84,7 @@ def read_cell(classifier: Classifier, path: Path) -> ReadCell:
         classifier.predict([image])[0],
         shown(image),
         {name: shown(overlay(image, values, highest)) for name, values in maps.items()},
+        classifier.model.preprocessing(image),
     )
 
 
@@ -92,12 +96,15 @@ def shown(image: np.ndarray) -> np.ndarray:
 
 
 def answer(classifier: Classifier, path: Path) -> tuple[Any, ...]:
-    """Return what a file changes on the page: upload field (free again), cell, answer, picker, map."""
+    """Return what a file changes on the page: upload field (free again), cell, answer, picker, map, verdict.
+
+    The verdict is pending: it takes many times as long as the rest, which is therefore shown first.
+    """
     try:
         cell = read_cell(classifier, path)
     except CervicyteError as error:
         hidden = gr.update(visible=False)
-        return None, None, error_html(str(error)), hidden, hidden
+        return None, None, error_html(str(error)), hidden, hidden, hidden
     name = cell.prediction.class_name
     return (
         None,
@@ -105,6 +112,7 @@ def answer(classifier: Classifier, path: Path) -> tuple[Any, ...]:
         answer_html(cell),
         gr.update(value=name, visible=True),
         gr.update(value=map_html(cell, name), visible=True),
+        gr.update(value=PENDING, visible=True),
     )
 
 
@@ -126,10 +134,15 @@ def build_page(classifier: Classifier, model_name: str, samples: Path = SAMPLES)
     def answer_sample(event: gr.EventData) -> tuple[Any, ...]:
         return answer(classifier, sample_files[int(event.index)])
 
-    def explain_class(cell: ReadCell | None, class_name: str) -> str:
+    def explain_class(cell: ReadCell | None, class_name: str) -> tuple[str, str]:
         if cell is None:
-            return error_html("The server no longer keeps this cell; choose its file again.")
-        return map_html(cell, class_name)
+            return error_html("The server no longer keeps this cell; choose its file again."), ""
+        return map_html(cell, class_name), PENDING
+
+    def judge(cell: ReadCell | None, class_name: str | None) -> str:
+        if cell is None or class_name is None:
+            return ""
+        return verdict_html(class_name, classifier.judge(cell.preprocessed, class_name))
 
     with gr.Blocks(title="Cervicyte", analytics_enabled=False, delete_cache=(60, 60)) as page:
         cell = gr.State(time_to_live=SECONDS_KEPT)
@@ -147,20 +160,29 @@ def build_page(classifier: Classifier, model_name: str, samples: Path = SAMPLES)
             list(classifier.class_names), label="Places that spoke for", visible=False, elem_id="picker"
         )
         map_view = gr.HTML(visible=False, elem_id="maps")
+        verdict_view = gr.HTML(visible=False, elem_id="verdict")
         gr.HTML(about_html(classifier, model_name))
 
-        outputs = [upload, cell, answer_view, picker, map_view]
+        outputs = [upload, cell, answer_view, picker, map_view, verdict_view]
         event: dict[str, Any] = {
             "outputs": outputs,
             "show_progress_on": answer_view,
             "api_visibility": "private",
         }
-        upload.upload(answer_file, upload, **event)
+        shown_first = [upload.upload(answer_file, upload, **event)]
         if sample_files:
-            sample_list.choose(answer_sample, **event)
-        picker.input(
-            explain_class, [cell, picker], map_view, show_progress="minimal", api_visibility="private"
+            shown_first.append(sample_list.choose(answer_sample, **event))
+        shown_first.append(
+            picker.input(
+                explain_class,
+                [cell, picker],
+                [map_view, verdict_view],
+                show_progress="minimal",
+                api_visibility="private",
+            )
         )
+        for each in shown_first:
+            each.then(judge, [cell, picker], verdict_view, show_progress="hidden", api_visibility="private")
     return page
 
 
@@ -193,6 +215,19 @@ def map_html(cell: ReadCell, class_name: str) -> str:
         f'<section class="pair"><figure>{original}<figcaption>The cell</figcaption></figure>'
         f"<figure>{explained}<figcaption>Places that spoke for <strong>{html.escape(class_name)}</strong>"
         f'<span class="scale">little {SCALE} much</span></figcaption></figure></section>'
+    )
+
+
+def verdict_html(class_name: str, verdict: Verdict) -> str:
+    """Return whether the map of a class beats the controls, as it stands below the map."""
+    mark = "beats" if verdict.beats_controls else "fails"
+    title = "Map tested: it beats the controls" if verdict.beats_controls else "Map tested: unproven"
+    return (
+        f'<section class="verdict {mark}" aria-live="polite"><p><strong>{title}</strong> '
+        f"({html.escape(class_name)})</p><p>{html.escape(verdict.sentence)}</p>"
+        f'<p class="fine">Measured by taking the marked places out of this image and putting them back, in '
+        f"{verdict.forward_passes} passes through the network. It says whether the network relies on these "
+        "places, not whether its answer is right.</p></section>"
     )
 
 
@@ -285,6 +320,12 @@ EMPTY = """
 </section>
 """
 
+PENDING = """
+<section class="verdict" aria-live="polite"><p><strong>Testing the map …</strong></p>
+<p>Does it find better than three controls what the network relies on? Until this is known, take it
+for a picture.</p></section>
+"""
+
 MEANING = f"""
 <p>Coloured places are those whose features raised the network's score of the chosen class, by
 {cam.METHODS[cam.DEFAULT_METHOD].title} at the network's last layer. All classes of a cell share one
@@ -375,6 +416,11 @@ CSS = """
 .pair figcaption strong { color: var(--body-text-color); }
 .scale { display: flex; align-items: center; gap: 8px; font-size: 13px; margin-top: 6px; }
 .scale img { flex: 0 1 160px; min-width: 0; width: auto; height: 10px; object-fit: fill; border-radius: 5px; }
+
+.verdict { border-left: 5px solid var(--neutral-400); padding: 8px 16px; margin: 4px 0 8px; font-size: 14px; }
+.verdict p { margin: 0; }
+.verdict.beats { border-color: var(--primary-600); }
+.verdict.fails { border-color: #d08a1c; }
 
 .about { display: grid; grid-template-columns: 3fr 2fr; gap: 20px; margin-top: 12px; }
 .about h3 { font-size: 16px; font-weight: 650; margin-bottom: 8px; }

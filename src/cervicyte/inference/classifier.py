@@ -17,6 +17,8 @@ from torch import Tensor
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.predictions import BATCH, softmax
 from cervicyte.explanation import cam
+from cervicyte.explanation.controls import class_maps
+from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.network.model_file import ModelFile, load_model_file
 from cervicyte.training.cells import normalised
 
@@ -128,6 +130,28 @@ class Classifier:
             name: onto_original(values, height, width)
             for name, values in zip(names, maps.cpu().numpy(), strict=True)
         }
+
+    def judge(
+        self,
+        preprocessed: np.ndarray,
+        class_name: str,
+        layer: str | None = None,
+        method: str = cam.DEFAULT_METHOD,
+    ) -> Verdict:
+        """Return whether the map of one class beats the controls on one image, see `verdict`.
+
+        This takes `verdict.FORWARD_PASSES` images through the network, so that an explanation should be
+        shown first.
+
+        Args:
+            preprocessed: the image as `model.preprocessing` leaves it, uint8 [S, S, 3].
+            class_name, layer, method: of the map, as in `explain`.
+        """
+        layer = self.model.network.layers[-1] if layer is None else layer
+        wanted = np.array([self.class_names.index(class_name)])
+        inputs = preprocessed[np.newaxis]
+        maps = class_maps(self.model.network, self.model, inputs, wanted, (method,), (layer,))
+        return verdicts(self.model, inputs, maps[method, layer], wanted, method, layer)[0]
 
     def _input(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input, float32 [N, 3, S, S], on its device."""
