@@ -486,7 +486,7 @@ def test_files_that_are_no_manifest_are_refused(tmp_path):
 
 def test_an_image_a_folder_of_images_and_a_data_set_can_all_be_looked_at(tmp_path):
     write_files(tmp_path, *(f"{folder}/{number}.png" for folder in "xy" for number in range(9)))
-    assert read_images_or_dataset(tmp_path / "x/3.png", 2) == [tmp_path / "x/3.png"]
+    assert read_images_or_dataset(tmp_path / "x/3.png") == [tmp_path / "x/3.png"]
     assert read_images_or_dataset(tmp_path / "x", 3) == [tmp_path / f"x/{number}.png" for number in (0, 3, 6)]
     assert len(read_images_or_dataset(tmp_path / "x", 100)) == 9
     cells = read_images_or_dataset(tmp_path, 2)

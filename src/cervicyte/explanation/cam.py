@@ -377,11 +377,7 @@ def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
         >>> gates["cbam1"].spatial.shape, gates["cbam1"].channel.shape
         (torch.Size([1, 16, 16]), torch.Size([1, 256]))
     """
-    if network.placement != "stage":
-        raise UsageError(
-            f"This network's attention placement is {network.placement!r}; gate maps need a network "
-            "trained with placement 'stage'."
-        )
+    check_gates(network)
     _check(network, images, network.layers[:1])
     gates, x = {}, images
     for stage in range(1, 5):
@@ -393,6 +389,19 @@ def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
         x = x * spatial
         gates[f"cbam{stage}"] = Gates(spatial[:, 0], channel[:, :, 0, 0])
     return gates
+
+
+def check_gates(network: CBAMResNet50) -> None:
+    """Refuse a network that has no gates after its stages.
+
+    Raises:
+        UsageError: it has none there; the text says where its attention is.
+    """
+    if network.placement != "stage":
+        raise UsageError(
+            f"This network's attention placement is {network.placement!r}; gate maps need a network "
+            "trained with placement 'stage'."
+        )
 
 
 def check_layers(network: CBAMResNet50, layers: Sequence[str]) -> None:
