@@ -407,7 +407,8 @@ def explain(
     force: Force = False,
 ) -> None:
     """Show where in each cell the network sees evidence for a class, or which places its gates pass on."""
-    from cervicyte.explanation.gallery import choose_cells, explain_cells
+    from cervicyte.explanation.gallery import explain_cells
+    from cervicyte.explanation.samples import choose_cells
     from cervicyte.network.model_file import load_model_file
     from cervicyte.progress import TerminalProgress
 
