@@ -25,7 +25,7 @@ ORIGINAL = "jet"
 grey print and to the colour-blind."""
 
 FOR = (0.65, 0.9)  # the part of inferno for evidence for, where a scale has two sides: orange to yellow
-AGAINST = ((38, 84, 196), (140, 205, 250))  # RGB, weak to strong
+AGAINST = ((32, 64, 150), (40, 125, 245))  # RGB, weak to strong: pale blue would vanish on glass
 OPACITY = 0.6  # of the hottest place: the tissue must show through
 OPACITY_POWER = 0.7  # below 1, so that the middle of the scale can be seen on pink and purple tissue
 ORIGINAL_OPACITY = 0.5  # as `show_cam_on_image` of pytorch-grad-cam
@@ -87,7 +87,7 @@ def alone(
 
     Example:
         >>> alone(np.array([[-1.0, 0.0, 1.0]]), signed=True)[0].tolist()
-        [[140, 205, 250], [0, 0, 0], [246, 215, 70]]
+        [[40, 125, 245], [0, 0, 0], [246, 215, 70]]
     """
     shares = _shares(values, highest, signed)
     opaque = 1.0 if colours == ORIGINAL else np.abs(shares)[..., np.newaxis] ** OPACITY_POWER

@@ -349,6 +349,7 @@ class MapJob:
                         against,
                         laid[row],
                         laid_signed[row],
+                        (values.shape[2], values.shape[3]),
                         _on_padding(
                             preprocessing,
                             values[n][row] if against is None else np.abs(signed[n][row]),
@@ -710,8 +711,8 @@ def _entry_html(entry: Entry, class_names: Sequence[str], job: MapJob | GateJob)
     seen = ' <strong class="wrong">Took part in training.</strong>' if entry.seen_in_training else ""
     yield f"<p>{write(said)}; {truth}.{seen}</p>"
     if entry.on_padding:
-        shares = "; ".join(panels.padding_sentence(*pair[::-1]) for pair in entry.on_padding.items())
-        yield f'<p class="small">{write(shares)}.</p>'
+        shares = (f"{layer}: {panels.padding_sentence(one)}" for layer, one in entry.on_padding.items())
+        yield f'<p class="small">{write("; ".join(shares))}.</p>'
     for layer, verdict in entry.verdicts.items():
         kind = "good" if verdict.beats_controls else "wrong"
         yield f'<p class="{kind}">{write(layer)}: {write(verdict.sentence)}</p>'

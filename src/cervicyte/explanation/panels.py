@@ -27,6 +27,7 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 SIDE = 360  # pixels of a tile for all but larger images
 LARGEST_SIDE = 1024
 MOST_COLUMNS = 6
+CHANNELS = "How far each channel is open, from 0 (shut, below) to 1 (above), sorted; the lines are quarters."
 INK, GREY, RED, GREEN, FRAME, MAT = "#1b1f24", "#57606a", "#a40e26", "#116329", "#d0d7de", "#f6f8fa"
 
 
@@ -39,6 +40,7 @@ class Map:
         against: index of the class that it is held against; None where it stands for itself.
         values: float32 [H, W]: evidence for, never negative.
         signed: float32 [H, W]: evidence for minus evidence against.
+        places: rows and columns of the map as the network has it.
         on_padding: share of the map's evidence for that lies outside the cell's image, in [0, 1].
     """
 
@@ -46,6 +48,7 @@ class Map:
     against: int | None
     values: np.ndarray
     signed: np.ndarray
+    places: tuple[int, int]
     on_padding: float
 
 
@@ -111,12 +114,12 @@ def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS
                     Tile(
                         alone(values, top, colours, signed),
                         f"Map: {cell.question(shown)}",
-                        f"{method} at {layer}; peak {peak:.2f} of the scale",
+                        f"{_at(layer, shown)}; highest {peak:.2f}",
                     ),
                     Tile(
                         overlay(cell.image, values, top, colours, signed),
-                        _with_confidence(cell, shown),
-                        padding_sentence(shown.on_padding, layer),
+                        f"Over the cell: {_with_confidence(cell, shown)}",
+                        padding_sentence(shown.on_padding),
                     ),
                 ),
                 (cell.verdicts[layer],) if layer in cell.verdicts else (),
@@ -150,7 +153,7 @@ def panel_of_classes(cell: Explanation, method: str, colours: str = DEFAULT_COLO
         each = MOST_COLUMNS - 1
         for start in range(0, len(beside), each):
             first = _cell_tile(cell)
-            blank = Tile(None, "", f"{method} at {layer}")
+            blank = Tile(None, "", f"The same maps by themselves: {_at(layer, beside[0])}")
             rows.append(Row((first, *over[start : start + each])))
             rows.append(Row((blank, *by_itself[start : start + each])))
     return _panel(cell, f"{method} at {', '.join(cell.maps)}", rows, _two_sided_bar(cell, colours))
@@ -169,7 +172,7 @@ def panel_of_gates(
             pixels, float32 [H, W].
         colours: one of `colours.COLOURS`.
     """
-    looks, channels = [_cell_tile(cell)], [Tile(None, "Channels", "sorted from open to shut")]
+    looks, channels = [_cell_tile(cell)], [Tile(None, "", CHANNELS)]
     for layer, (gate, laid) in gates.items():
         low, high = float(gate.spatial.min()), float(gate.spatial.max())
         # A gate that is the same everywhere says nothing: its rounding is not to be blown up.
@@ -186,7 +189,7 @@ def panel_of_gates(
         channels.append(
             Tile(
                 _curve(np.sort(values)[::-1]),
-                f"{(values > 0.5).mean():.0%} of {len(values)} more than half open",
+                f"{100 * (values > 0.5).mean():.0f} % of {len(values)} channels over half open",
                 f"most open: {most}",
             )
         )
@@ -199,9 +202,9 @@ def panel_of_gates(
     return _panel(cell, "Gates of the attention modules", [Row(tuple(looks)), Row(tuple(channels))], bar)
 
 
-def padding_sentence(share: float, layer: str) -> str:
-    """Say how much of a map lies outside the cell's image."""
-    return f"{layer}: {share:.0%} of the map on padding" if share >= 0.005 else f"{layer}: none on padding"
+def padding_sentence(share: float) -> str:
+    """Say how much of a map lies outside the cell's image, on the padding that makes it square."""
+    return f"{100 * share:.0f} % of the map on padding" if share >= 0.005 else "none of the map on padding"
 
 
 def percent(share: float) -> str:
@@ -251,9 +254,13 @@ def _cell_tile(cell: Explanation) -> Tile:
     return Tile(cell.image, "Cell", f"{width} x {height} pixels")
 
 
+def _at(layer: str, shown: Map) -> str:
+    return f"{layer}, {shown.places[0]} x {shown.places[1]} places"
+
+
 def _with_confidence(cell: Explanation, shown: Map) -> str:
     if shown.against is not None:
-        return f"Why {cell.question(shown)}"
+        return f"why {cell.question(shown)}"
     return f"{cell.class_names[shown.of]}, {percent(cell.probabilities[shown.of])}"
 
 
@@ -305,7 +312,7 @@ def _curve(values: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image.Image:
-    """Lay tiles in rows of equal squares, under the cell's name and above the colour bar and the notice."""
+    """Lay tiles in rows of equal places, under the cell's name and above the colour bar and the notice."""
     # No pixel of an original is lost up to the largest side; type and margins grow with the tiles.
     side = min(max(SIDE, *cell.image.shape[:2]), LARGEST_SIDE)
 
@@ -336,6 +343,9 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
     remark_lines = [
         small_line * any(tile.remark and tile.picture is not None for tile in row.tiles) for row in rows
     ]
+    heights = [
+        max(_fitted(tile.picture, side)[1] for tile in row.tiles if tile.picture is not None) for row in rows
+    ]
     sentences = [
         [
             (text, {None: GREY, True: GREEN, False: RED}[sentence.good])
@@ -346,8 +356,8 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
     ]
     meaning = _wrapped(bar.meaning, small, inner)
     height = margin + sum(entry[3] for entry in header) + px(14)
-    for most, remark, below in zip(most_lines, remark_lines, sentences, strict=True):
-        height += most * line + remark + px(6) + side + px(12) + len(below) * line + px(6)
+    for most, remark, tall, below in zip(most_lines, remark_lines, heights, sentences, strict=True):
+        height += most * line + remark + px(6) + tall + px(12) + len(below) * line + px(10)
     height += px(28) + px(22) + len(meaning) * small_line + px(14) + small_line + margin
 
     canvas = Image.new("RGB", (2 * margin + inner, height), "white")
@@ -357,8 +367,8 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
         draw.text((margin, y), text, colour, font)
         y += advance
     y += px(14)
-    for row, lines_of_row, most, remark, below in zip(
-        rows, titles, most_lines, remark_lines, sentences, strict=True
+    for row, lines_of_row, most, remark, tall, below in zip(
+        rows, titles, most_lines, remark_lines, heights, sentences, strict=True
     ):
         remark_y = y + most * line
         picture_y = remark_y + remark + px(6)
@@ -367,15 +377,16 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
             for above, text in enumerate(reversed(lines), start=1):
                 draw.text((x, remark_y - above * line), text, INK, bold)
             if tile.picture is None:
-                draw.text((x, picture_y), _shortened(tile.remark, small, side), GREY, small)
+                for number, text in enumerate(_wrapped(tile.remark, small, side, most=5)):
+                    draw.text((x, picture_y + number * small_line), text, GREY, small)
                 continue
             draw.text((x, remark_y), _shortened(tile.remark, small, side), GREY, small)
-            _draw_picture(canvas, tile.picture, x, picture_y, side)
-        y = picture_y + side + px(12)
+            _draw_picture(canvas, tile.picture, (x, picture_y), (side, tall))
+        y = picture_y + tall + px(12)
         for text, colour in below:
             draw.text((margin, y), text, colour, plain)
             y += line
-        y += px(6)
+        y += px(10)
     _draw_bar(canvas, bar, margin, y, px(420), px(28), small)
     y += px(28) + px(22)
     for text in meaning:
@@ -397,13 +408,20 @@ def _truth(cell: Explanation) -> tuple[str, str]:
     return f"True class: {cell.true_class} (not the predicted one)", RED
 
 
-def _draw_picture(canvas: Image.Image, picture: np.ndarray, x: int, y: int, side: int) -> None:
-    """Centre the picture in its square, as large as it will go."""
+def _fitted(picture: np.ndarray, side: int) -> tuple[int, int]:
+    """Return width and height of a picture, as large as it will go into a square."""
     height, width = picture.shape[:2]
     factor = side / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    left, top = x + (side - size[0]) // 2, y + (side - size[1]) // 2
-    ImageDraw.Draw(canvas).rectangle((x, y, x + side - 1, y + side - 1), MAT)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _draw_picture(
+    canvas: Image.Image, picture: np.ndarray, corner: tuple[int, int], place: tuple[int, int]
+) -> None:
+    """Centre the picture in its place, which is as wide as a square and as tall as the row."""
+    (x, y), size = corner, _fitted(picture, place[0])
+    left, top = x + (place[0] - size[0]) // 2, y + (place[1] - size[1]) // 2
+    ImageDraw.Draw(canvas).rectangle((x, y, x + place[0] - 1, y + place[1] - 1), MAT)
     canvas.paste(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), (left, top))
 
 
