@@ -101,11 +101,14 @@ class Explanation:
 
 def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS) -> Image.Image:
     """Draw for each layer the cell, the map, and the map over the cell."""
-    rows, signed = [], False
+    rows, bar = [], _one_sided_bar(cell, colours)
     for layer, (shown, _) in cell.maps.items():
         signed = shown.against is not None  # a contrast has two sides; a class by itself shows one
         values = shown.signed if signed else shown.values
         top = cell.largest[layer] if signed else cell.highest[layer]
+        if shown.against is not None:
+            sides = cell.class_names[shown.against], cell.class_names[shown.of]
+            bar = _two_sided_bar(cell, colours, f"1 for {sides[0]}", f"1 for {sides[1]}")
         peak = np.abs(values).max() / top if top > 0 else 0.0
         rows.append(
             Row(
@@ -125,12 +128,7 @@ def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS
                 (cell.verdicts[layer],) if layer in cell.verdicts else (),
             )
         )
-    return _panel(
-        cell,
-        f"{method} at {', '.join(cell.maps)}",
-        rows,
-        _two_sided_bar(cell, colours) if signed else _one_sided_bar(cell, colours),
-    )
+    return _panel(cell, f"{method} at {', '.join(cell.maps)}", rows, bar)
 
 
 def panel_of_classes(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS) -> Image.Image:
@@ -280,11 +278,13 @@ def _one_sided_bar(cell: Explanation, colours: str) -> Bar:
     )
 
 
-def _two_sided_bar(cell: Explanation, colours: str) -> Bar:
+def _two_sided_bar(
+    cell: Explanation, colours: str, against: str = "1 against", speaks_for: str = "1 for"
+) -> Bar:
     return Bar(
-        "Evidence against and for the class, in shares of the largest value, of either sign, of all "
+        "Evidence against and for, in shares of the largest value, of either sign, of all "
         f"{len(cell.class_names)} classes in this cell at this layer. Above: in the map. Below: over tissue.",
-        ("1 against", "0: neither", "1 for"),
+        (against, "0: neither", speaks_for),
         functools.partial(_strip, colours=colours, signed=True),
     )
 
