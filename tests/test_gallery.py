@@ -445,7 +445,7 @@ def test_of_a_data_set_only_unseen_cells_are_taken_and_it_is_said(data_set):
     chosen, notes = choose_cells(saw, [data_set], limit=10)
     assert names_of(chosen) == ["dark/4.png", "dark/5.png", "light/0.png", "light/1.png"]
     (note,) = notes
-    assert note.startswith("8 of 12 cells of data took part in training")
+    assert note.startswith("data: 8 of 12 cells took part in training")
     assert "--allow-seen" in note
     chosen, notes = choose_cells(saw, [data_set], limit=3, allow_seen=True)
     assert names_of(chosen) == [f"{label}/{n}.png" for label in ("dark", "light") for n in (0, 2, 4)]

@@ -76,9 +76,9 @@ def test_three_panels_show_the_cell_the_map_and_both_on_the_scale_of_all_classes
     assert np.array_equal(image.picture, cell.image)
     assert np.array_equal(bare.picture, colours.alone(shown.values, top))
     assert np.array_equal(over.picture, colours.overlay(cell.image, shown.values, top))
-    assert "Parabasal, 70.0 %" in over.title
+    assert over.title == "Parabasal, 70.0 %"
     assert over.remark == "25 % of the map on padding"
-    assert f"highest {shown.values.max() / top:.2f}" in bare.remark
+    assert f"strongest {shown.values.max() / top:.2f}" in bare.remark
     assert shown.values.max() < top
     assert bar.labels[0] == "0: none"
 
@@ -113,7 +113,7 @@ def test_a_contrast_shows_both_sides_and_names_them(drawn):
     signed = cell.maps["cbam4"][0].signed
     expected = colours.overlay(cell.image, signed, cell.largest["cbam4"], signed=True)
     assert np.array_equal(rows[0].tiles[2].picture, expected)
-    assert "Parabasal, not Dyskeratotic" in rows[0].tiles[2].title
+    assert rows[0].tiles[2].title == "Why Parabasal, not Dyskeratotic?"
     assert bar.labels == ("1 for Dyskeratotic", "0: neither", "1 for Parabasal")
 
 
@@ -156,6 +156,13 @@ def test_no_line_of_a_panel_is_wider_than_its_place(text, width):
     lines = panels._wrapped(text, font, width)
     assert 1 <= len(lines) <= 3
     assert all(font.getlength(line) <= width for line in lines)
+
+
+def test_a_minus_stays_with_its_number_and_a_hyphen_with_the_word_before():
+    font = panels._font(16)
+    assert panels._wrapped("score (-0.03)", font, int(font.getlength("score (-0"))) == ["score", "(-0.03)"]
+    width = int(font.getlength("Intermediate")) + 1
+    assert panels._wrapped("Superficial-Intermediate", font, width) == ["Superficial-", "Intermediate"]
 
 
 def test_every_example_in_the_documentation_runs():

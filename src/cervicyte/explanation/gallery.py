@@ -46,7 +46,7 @@ PAGE, RECORD = "index.html", "explanation.json"
 GATES = "gates"
 METHODS = (*cam.METHODS, GATES)
 ALL_CLASSES, CONTRAST = "all", "contrast"
-BATCH = 8
+BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ def explain_cells(
     try:
         progress.start("Explaining cells", len(subjects))
         for start in range(0, len(subjects), BATCH):
-            for entry in job.write(subjects[start : start + BATCH], staging):
-                entries.append(entry)
-                progress.advance()
+            made = list(job.write(subjects[start : start + BATCH], staging))
+            entries += made
+            progress.advance(len(made))
         progress.close()
         said = [*notes, *job.notes(entries)]
         record: dict[str, Any] = {

@@ -117,11 +117,11 @@ def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS
                     Tile(
                         alone(values, top, colours, signed),
                         f"Map: {cell.question(shown)}",
-                        f"{_at(layer, shown)}; highest {peak:.2f}",
+                        f"{_at(layer, shown)}; strongest {peak:.2f}",
                     ),
                     Tile(
                         overlay(cell.image, values, top, colours, signed),
-                        f"Over the cell: {_with_confidence(cell, shown)}",
+                        _with_confidence(cell, shown),
                         padding_sentence(shown.on_padding),
                     ),
                 ),
@@ -258,7 +258,7 @@ def _at(layer: str, shown: Map) -> str:
 
 def _with_confidence(cell: Explanation, shown: Map) -> str:
     if shown.against is not None:
-        return f"why {cell.question(shown)}"
+        return f"Why {cell.question(shown)}?"
     return f"{cell.class_names[shown.of]}, {percent(cell.probabilities[shown.of])}"
 
 
@@ -445,7 +445,8 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3) -> list[str]:
     """Break text into lines of at most `width` pixels, after a space or a joining sign."""
     lines = [""]
-    for piece in re.findall(r"[^ /_-]*[ /_-]*", text):
+    # A hyphen joins two words; a minus, which stands before a number, stays with it.
+    for piece in filter(None, re.findall(r"(?:[^ /_-]|(?<!\w)-)*(?:[ /_]+|-)?", text)):
         if lines[-1] and font.getlength((lines[-1] + piece).rstrip()) > width:
             lines.append("")
         lines[-1] += piece

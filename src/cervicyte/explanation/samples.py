@@ -84,7 +84,7 @@ def _unseen(model: ModelFile, cells: list[Cell], source: Path) -> tuple[list[Cel
     if not left_out:
         return kept, []
     return kept, [
-        f"{left_out:,} of {len(cells):,} cells of {source.name} took part in training or show the same place "
+        f"{source.name}: {left_out:,} of {len(cells):,} cells took part in training or show the same place "
         "as one that did, and were left out; --allow-seen takes them."
     ]
 
