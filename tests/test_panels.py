@@ -130,6 +130,7 @@ def test_gates_are_shown_from_least_to_most_and_an_even_gate_shows_nothing(drawn
     assert looks.tiles[2].remark == "passes on 0.20 to 0.80"
     change = np.abs(looks.tiles[2].picture.astype(int) - cell.image).sum(2)
     assert change[0, 0] == 0 < change[0, -1]
+    assert channels.tiles[1].title == "All 64 channels 0.50 open"
     assert channels.tiles[2].title == "50 % of 64 channels over half open"
     assert channels.tiles[2].remark == "most open: 0, 1, 2, 3, 4"
 

@@ -28,6 +28,7 @@ SIDE = 360  # pixels of a tile for all but larger images
 LARGEST_SIDE = 1024
 MOST_COLUMNS = 6
 CHANNELS = "How far each channel is open, from 0 (shut, below) to 1 (above), sorted; the lines are quarters."
+EVEN = 1e-3  # a gate that varies less says nothing; its rounding is not to be blown up
 INK, GREY, RED, GREEN, FRAME, MAT = "#1b1f24", "#57606a", "#a40e26", "#116329", "#d0d7de", "#f6f8fa"
 
 
@@ -173,8 +174,7 @@ def panel_of_gates(
     looks, channels = [_cell_tile(cell)], [Tile(None, "", CHANNELS)]
     for layer, (gate, laid) in gates.items():
         low, high = float(gate.spatial.min()), float(gate.spatial.max())
-        # A gate that is the same everywhere says nothing: its rounding is not to be blown up.
-        spread = laid - low if high - low > 1e-3 else np.zeros_like(laid)
+        spread = laid - low if high - low > EVEN else np.zeros_like(laid)
         looks.append(
             Tile(
                 overlay(cell.image, spread, high - low, colours),
@@ -183,14 +183,11 @@ def panel_of_gates(
             )
         )
         values = gate.channel.cpu().numpy()
-        most = ", ".join(str(index) for index in np.argsort(-values, kind="stable")[:5])
-        channels.append(
-            Tile(
-                _curve(np.sort(values)[::-1]),
-                f"{100 * (values > 0.5).mean():.0f} % of {len(values)} channels over half open",
-                f"most open: {most}",
-            )
-        )
+        title = f"{100 * (values > 0.5).mean():.0f} % of {len(values)} channels over half open"
+        remark = "most open: " + ", ".join(str(index) for index in np.argsort(-values, kind="stable")[:5])
+        if np.ptp(values) < EVEN:
+            title, remark = f"All {len(values)} channels {values.mean():.2f} open", "none stands out"
+        channels.append(Tile(_curve(np.sort(values)[::-1]), title, remark))
     bar = Bar(
         "From the place where a gate passes on least to where it passes on most, for each gate by itself. "
         "Gates depend on no class: they say what is passed on, not what it speaks for.",

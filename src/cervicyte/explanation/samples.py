@@ -7,7 +7,6 @@ learnt by heart, not how it will look at new ones.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -94,10 +93,7 @@ def subjects_of(model: ModelFile, cells: Sequence[Cell | Path]) -> list[Subject]
     if not cells:
         raise UsageError("There is no cell to explain; name at least one image or a folder that holds some.")
     paths = [(cell.path if isinstance(cell, Cell) else cell).absolute() for cell in cells]
-    names = [cell.name if isinstance(cell, Cell) else "" for cell in cells]
-    if "" in names or len(set(names)) < len(names):  # images without a data set, or several data sets
-        root = os.path.commonpath([path.parent for path in paths])
-        names = [path.relative_to(root).as_posix() for path in paths]
+    names = _names(paths, [_own_length(cell) for cell in cells])
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{twice} stands twice among the cells to explain; name each cell once.")
@@ -113,6 +109,28 @@ def subjects_of(model: ModelFile, cells: Sequence[Cell | Path]) -> list[Subject]
             paths, names, labels, records, _stems(names, labels), strict=True
         )
     ]
+
+
+def _own_length(cell: Cell | Path) -> int:
+    """Return how many parts of its path name a cell within its data set; an image by itself has one."""
+    return len(PurePosixPath(cell.name).parts) if isinstance(cell, Cell) else 1
+
+
+def _names(paths: Sequence[Path], lengths: list[int]) -> list[str]:
+    """Return the last so many parts of each path, and more of them only where two would be the same.
+
+    The folders above are nobody's business who is shown the page.
+    """
+    parts = [path.parts[1:] for path in paths]  # without the root
+    lengths = list(lengths)
+    while True:
+        names = ["/".join(own[-length:]) for own, length in zip(parts, lengths, strict=True)]
+        count = Counter(names)
+        longer = [n for n, name in enumerate(names) if count[name] > 1 and lengths[n] < len(parts[n])]
+        if not longer:
+            return names
+        for n in longer:
+            lengths[n] += 1
 
 
 def _stems(names: Sequence[str], labels: Sequence[str | None]) -> list[str]:
