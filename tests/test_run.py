@@ -257,6 +257,29 @@ def test_a_group_on_both_sides_of_a_split_is_refused_by_name(run, cells, tmp_pat
     assert not (tmp_path / "run" / "best_model.pth").exists()
 
 
+def test_a_named_leak_is_let_through_and_every_artefact_says_so(cells, tmp_path):
+    by_cell, out = tmp_path / "by_cell.csv", tmp_path / "run"
+    made = cervicyte("split", cells, "--by", "cell", "--out", by_cell)
+    assert made.exit_code == 0, made.output
+    assert "must name the leak: --allow-leak cell" in made.stderr
+    asked = ("train", cells, "--split", by_cell, "--out", out, *TINY[:-2])
+    assert "--allow-leak cell" in one_sentence(cervicyte(*asked))
+    assert "--allow-leak cell" in one_sentence(cervicyte(*asked, "--allow-leak", "field"))
+    trained = cervicyte(*asked, "--allow-leak", "cell")
+    assert trained.exit_code == 0, trained.output
+    said = "Leak by cell, allowed by name"
+    assert said in json.loads((out / "metrics.json").read_text())["context"]["leak"]
+    assert said in (out / "report.html").read_text()
+    assert said in load_model_file(out / "best_model.pth").metadata["leak"]
+    for name in ("confusion_matrix.png", "training_history.png"):
+        assert said in Image.open(out / name).info["Description"]
+    again = ("evaluate", out / "best_model.pth", "--data", cells, "--split", by_cell, "--out", tmp_path / "e")
+    assert "--allow-leak cell" in one_sentence(cervicyte(*again))
+    judged = cervicyte(*again, "--allow-leak", "cell", "--allow-seen")
+    assert judged.exit_code == 0, judged.output
+    assert said in json.loads((tmp_path / "e" / "metrics.json").read_text())["context"]["leak"]
+
+
 def test_inspect_says_by_its_status_whether_there_are_findings(cells, tmp_path):
     import shutil
 

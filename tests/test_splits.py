@@ -20,13 +20,14 @@ from cervicyte.datasets.splits import (
     PARTS,
     cells_of,
     check_split,
+    leak_of,
     make_split,
     read_split,
     split_hash,
     verify_contents,
     write_split,
 )
-from cervicyte.errors import SplitError
+from cervicyte.errors import SplitError, UsageError
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 
 
@@ -118,7 +119,7 @@ def test_a_split_records_how_it_was_made_and_the_contents(tmp_path):
         "folds": 4,
         "fold": 2,
         "seed": 9,
-        "allow_leak": True,
+        "allow_leak": None,
         "notice": RESEARCH_USE_ONLY,
     }
     assert list(split.columns) == COLUMNS
@@ -130,8 +131,32 @@ def test_a_split_by_field_or_cell_is_refused_as_honest(tmp_path, by):
     split = make_split(two_classes(tmp_path), by=by)
     with pytest.raises(SplitError, match=r"puts the group .* into more than one part"):
         check_split(split)
-    check_split(split, allow_leak=True)
+    check_split(split, allow_leak=by)
     assert set(split["group"]) == {f"{label}{group}" for label in "xy" for group in range(10)}
+
+
+def test_a_leak_is_allowed_by_its_own_name_only(tmp_path):
+    dataset = two_classes(tmp_path)
+    fields = [cell.field for cell in dataset.cells]
+    by_field, by_cell = (make_split(dataset, by=by) for by in ("field", "cell"))
+    check_split(by_field, "field", fields)
+    with pytest.raises(SplitError, match=r"puts the group .*: --allow-leak field"):
+        check_split(by_field, None, fields)
+    with pytest.raises(SplitError, match=r"puts the field .*: --allow-leak cell"):
+        check_split(by_cell, "field", fields)
+    check_split(by_cell, "cell", fields)
+    with pytest.raises(UsageError, match="--allow-leak patient: a leak is named field or cell"):
+        check_split(by_cell, "patient", fields)  # type: ignore[arg-type]
+
+
+def test_what_leaks_is_said_in_words_that_artefacts_can_carry(tmp_path):
+    dataset = two_classes(tmp_path)
+    assert leak_of(make_split(dataset)) is None
+    split = make_split(dataset, by="cell", allow_leak="cell")
+    count = int((split.groupby("group")["part"].nunique() > 1).sum())
+    assert (leak_of(split) or "").startswith(
+        f"Leak by cell, allowed by name: {count} groups stand in more than one"
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,8 +224,8 @@ def test_a_group_in_two_given_parts_is_refused_unless_allowed(tmp_path):
     leaking = replace(dataset, cells=tuple(cells))
     with pytest.raises(SplitError, match=r"the group .*000.png in train and 011.png in test; 1 such"):
         make_split(leaking)
-    split = make_split(leaking, allow_leak=True)
-    assert split.attrs["allow_leak"] is True
+    split = make_split(leaking, allow_leak="cell")
+    assert split.attrs["allow_leak"] == "cell"
     assert len(cells_of(split, leaking, "test")) == 4
 
 
@@ -244,7 +269,7 @@ def test_what_is_said_of_another_split_is_not_believed(tmp_path):
     about = (tmp_path / "split.json").read_text()
     write_split(make_split(dataset, fold=0), tmp_path / "split.csv")
     (tmp_path / "split.json").write_text(about)
-    assert read_split(tmp_path / "split.csv").attrs == {"by": "not recorded", "allow_leak": False}
+    assert read_split(tmp_path / "split.csv").attrs == {"by": "not recorded", "allow_leak": None}
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -73,7 +73,11 @@ Fold = Annotated[int | None, typer.Option(help="Which fold is the test part, fro
 SplitSeed = Annotated[int | None, typer.Option("--split-seed", help="Draws the folds. Default 0.")]
 SplitFile = Annotated[Path | None, typer.Option("--split", help="A split file, instead of a new split.")]
 AllowLeak = Annotated[
-    bool, typer.Option("--allow-leak", help="Allow one group in training and test; the figures flatter.")
+    Literal["field", "cell"] | None,
+    typer.Option(
+        "--allow-leak",
+        help="Use a split whose groups (field) or even fields (cell) stand on both sides; figures flatter.",
+    ),
 ]
 KnownGroups = Annotated[
     bool, typer.Option("--known-groups/--no-known-groups", help="Use the shipped SIPaKMeD field groups.")
@@ -103,14 +107,34 @@ def _main(
 def inspect(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the four files.")] = Path("inspection"),
+    label_errors: Annotated[
+        bool, typer.Option("--label-errors", help="Look for likely label errors, with a frozen network.")
+    ] = False,
+    shortcuts: Annotated[
+        bool, typer.Option("--shortcuts", help="Look for what predicts the class besides the cell.")
+    ] = False,
+    backbone: Annotated[str, typer.Option(help="The frozen weights: imagenet or a file.")] = "imagenet",
     known_groups: KnownGroups = True,
 ) -> None:
     """Look for twins, traps and outliers among the cells; status 1 if there are findings."""
     from cervicyte.datasets.inspection import inspect_dataset
     from cervicyte.progress import TerminalProgress
 
+    progress = TerminalProgress()
+    look_closer = None
+    if label_errors or shortcuts:
+        from cervicyte.evaluation.closer_look import closer_look
+
+        look_closer = closer_look(
+            out, label_errors=label_errors, shortcuts=shortcuts, backbone=backbone, progress=progress
+        )
     inspection = inspect_dataset(
-        data, out, known_groups=known_groups, progress=TerminalProgress(), command=_command_line()
+        data,
+        out,
+        known_groups=known_groups,
+        look_closer=look_closer,
+        progress=progress,
+        command=_command_line(),
     )
     for finding in inspection.findings:
         typer.echo(f"{finding.kind}: {finding.text}")
@@ -134,7 +158,7 @@ def train(
     folds: Folds = None,
     fold: Fold = None,
     split_seed: SplitSeed = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -183,6 +207,7 @@ def evaluate(
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Evaluate even cells that were seen in training.")
     ] = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
     force: Force = False,
@@ -199,6 +224,7 @@ def evaluate(
         part=part,
         class_map=read_class_map(class_map) if class_map else None,
         allow_seen=allow_seen,
+        allow_leak=allow_leak,
         with_pictures=images,
         known_groups=known_groups,
         force=force,
@@ -219,7 +245,7 @@ def probe(
     folds: Folds = None,
     fold: Fold = None,
     split_seed: SplitSeed = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     force: Force = False,
 ) -> None:
@@ -267,7 +293,7 @@ def cross_validate(
     recipe: Recipe = None,
     set_: Settings = None,
     backbone: Backbone = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
 ) -> None:
     """Test every cell once, in folds by group; goes on where it was interrupted."""
@@ -335,12 +361,12 @@ def split(
     folds: Folds = None,
     fold: Fold = None,
     split_seed: SplitSeed = None,
-    allow_leak: AllowLeak = False,
+    allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
 ) -> None:
     """Write a split into train, validation and test that keeps groups whole."""
     from cervicyte.datasets.layouts import read_dataset
-    from cervicyte.datasets.splits import make_split, split_hash, write_split
+    from cervicyte.datasets.splits import leak_of, make_split, split_hash, write_split
 
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
@@ -349,6 +375,8 @@ def split(
     stated: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     made = make_split(dataset, **stated, allow_leak=allow_leak)
     write_split(made, out)
+    if leak := leak_of(made):
+        typer.echo(f"Note: {leak} Whoever uses the split must name the leak: --allow-leak {by}.", err=True)
     for part, rows in made.groupby("part", sort=False):
         typer.echo(f"{part}: {len(rows)} cells in {rows['group'].nunique()} groups")
     typer.echo(f"{out}: written; hash {split_hash(made)[:16]}")

@@ -18,8 +18,11 @@ SECONDS_BETWEEN_LINES = 15
 class Progress:
     """Takes reports of work and shows nothing: the default, and the base of those that show it."""
 
-    def start(self, title: str, total: int) -> None:
-        """Begin a piece of work of `total` steps; a piece before it has ended."""
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Begin a piece of work of `total` steps; a piece before it has ended.
+
+        `done` of them were done by an earlier run: they count, but not towards the time left.
+        """
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Say that `count` more steps are done; `note` is a short remark such as the loss."""
@@ -42,10 +45,10 @@ class TerminalProgress(Progress):
         self._bar: RichProgress | None = None
         self._live = sys.stderr.isatty()
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int, done: int = 0) -> None:
         """See `Progress.start`."""
         self.close()
-        self._title, self._total, self._done = title, total, 0
+        self._title, self._total, self._done, self._before = title, total, done, done
         self._began = self._last_line = time.monotonic()
         if self._live:
             from rich.console import Console
@@ -61,7 +64,7 @@ class TerminalProgress(Progress):
                 TextColumn("left"),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(title, total=total, note="")
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
             self._bar.start()
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -73,7 +76,7 @@ class TerminalProgress(Progress):
         now = time.monotonic()
         if now - self._last_line >= SECONDS_BETWEEN_LINES and self._done < self._total:
             self._last_line = now
-            left = (now - self._began) / self._done * (self._total - self._done)
+            left = (now - self._began) / (self._done - self._before) * (self._total - self._done)
             print(
                 f"{self._title}: {self._done} of {self._total}"
                 f"{', ' + note if note else ''}, {_duration(left)} left",

@@ -3,8 +3,8 @@
 Every image is read once. What is found is named, listed whole in `inspection.json`, and shown on one page
 with the evidence side by side; `groups.csv` says what must stay on one side of a split.
 
-Left for later: likely label errors (cleanlab on out-of-fold probabilities), whether background or
-statistics alone predict the class (shortcuts), and matching whole fields.
+Likely label errors and shortcuts need a network: `evaluation.closer_look` finds them and hands them in
+as an `Addition`. Left for later: matching whole fields.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from cervicyte.datasets.layouts import (
     read_dataset,
 )
 from cervicyte.datasets.twins import TURNS, Reduced, Twin
+from cervicyte.datasets.unlike_groups import FEWEST_CELLS, GROUP_OUTLYING, group_medians, unlike_groups
 from cervicyte.errors import DatasetError, ImageError
 from cervicyte.images.reader import FORMAT_OF_SUFFIX, IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.progress import SILENT, Progress
@@ -115,7 +116,19 @@ class Inspection:
     twins: list[Twin]
     groups: list[str]
     statistics: pd.DataFrame
-    """path, label and the columns of `STATISTICS`, of the images that are cells."""
+    """path, label, joined group and the columns of `STATISTICS`, of the images that are cells."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a later room adds to an inspection: it may use a network, which this room does not know.
+
+    `sections` are titles and HTML of the page, `content` are further keys of `inspection.json`.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    sections: list[tuple[str, str]] = field(default_factory=list)
+    content: dict[str, Any] = field(default_factory=dict)
 
 
 def inspect_dataset(
@@ -123,6 +136,7 @@ def inspect_dataset(
     out: Path,
     *,
     known_groups: bool = True,
+    look_closer: Callable[[Inspection], Addition] | None = None,
     progress: Progress = SILENT,
     command: str | None = None,
 ) -> Inspection:
@@ -133,6 +147,8 @@ def inspect_dataset(
             cells is listed plainly all the same, and the refusal is the first finding.
         out: the folder for the four files; those there are replaced.
         known_groups: whether SIPaKMeD's fields that show the same place are joined from the table.
+        look_closer: adds what another room finds, see `evaluation.closer_look`. The files are written
+            before it is asked, so that an interruption leaves them, and again with what it found.
         command: what the user typed, for the record.
 
     Raises:
@@ -161,13 +177,17 @@ def inspect_dataset(
 
     statistics = pd.DataFrame(
         [
-            (dataset.cells[index].name, dataset.cells[index].label, *looks[index].statistics)
+            (dataset.cells[index].name, dataset.cells[index].label, groups[index], *looks[index].statistics)
             for index in cells_at
         ],
-        columns=["path", "label", *STATISTICS],
+        columns=["path", "label", "group", *STATISTICS],
     )
     inspection = Inspection(dataset, findings, found, groups, statistics)
-    _write(inspection, looks, Path(out), provenance(command), known_groups)
+    _write(inspection, looks, Path(out), provenance(command), known_groups, Addition())
+    if look_closer is not None:
+        addition = look_closer(inspection)
+        findings += addition.findings
+        _write(inspection, looks, Path(out), provenance(command), known_groups, addition)
     return inspection
 
 
@@ -541,7 +561,12 @@ def outliers(statistics: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _write(
-    inspection: Inspection, looks: Sequence[Look], out: Path, origin: dict[str, Any], known_groups: bool
+    inspection: Inspection,
+    looks: Sequence[Look],
+    out: Path,
+    origin: dict[str, Any],
+    known_groups: bool,
+    addition: Addition,
 ) -> None:
     dataset = inspection.dataset
     groups = pd.DataFrame({"path": [cell.name for cell in dataset.cells], "group": inspection.groups})
@@ -573,10 +598,13 @@ def _write(
         ],
         "statistics": _class_figures(inspection.statistics),
         "outliers": outliers(inspection.statistics),
+        "statistics_of_groups": group_medians(inspection.statistics, tuple(STATISTICS)),
+        "groups_unlike_their_class": unlike_groups(inspection.statistics, tuple(STATISTICS)),
+        **addition.content,
         "warnings": list(dataset.warnings),
         "provenance": origin,
     }
-    write_text(out / "inspection.html", page(inspection, looks, content))
+    write_text(out / "inspection.html", page(inspection, looks, content, addition.sections))
     write_json(out / "inspection.json", content)
 
 
@@ -616,17 +644,26 @@ TITLES = {
     "twins-in-one-field": "Twins in one field",
     "twins-beyond-the-table": "Twins beyond the table",
     "label-conflicts": "Label conflicts",
+    "label-errors": "Likely label errors",
+    "shortcuts": "Shortcuts",
 }
 
 
-def page(inspection: Inspection, looks: Sequence[Look], content: dict[str, Any]) -> str:
+def page(
+    inspection: Inspection,
+    looks: Sequence[Look],
+    content: dict[str, Any],
+    added: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return the inspection as one HTML page that needs no other file and no network."""
     sections = [
         _section("At a glance", _key_figures(inspection, content)),
         _section("Findings", _findings_table(inspection.findings)),
         *_galleries(inspection),
+        *(_section(title, part) for title, part in added),
         _section("What the cells are like", *_class_parts(inspection, looks)),
         _section("Cells unlike their class", _outlier_table(content["outliers"], inspection.dataset.cells)),
+        _section("Groups unlike their class", _unlike_groups_table(content, inspection)),
         _section("Where this comes from", _origin(content)),
     ]
     name = html.escape(inspection.dataset.root.resolve().name)
@@ -746,22 +783,27 @@ def _pair(cells: Sequence[Cell], twin: Twin) -> str:
     for index in (twin.first, twin.second):
         cell = cells[index]
         sides.append(
-            f"<div>{_picture(cell)}<span>{html.escape(cell.label)}</span>"
+            f"<div>{picture(cell)}<span>{html.escape(cell.label)}</span>"
             f"<code>{html.escape(cell.path.name)}</code></div>"
         )
     turn = f", {TURNS[twin.turn]}" if twin.turn else ""
     return f"<figure class=pair>{''.join(sides)}<figcaption>{twin.score:.2f}{turn}</figcaption></figure>"
 
 
-def _picture(cell: Cell, side: int = PICTURE_PIXELS) -> str:
+def picture(cell: Cell, side: int = PICTURE_PIXELS) -> str:
     """Return a small JPEG of a cell as an element."""
-    small = Image.fromarray(read_image(cell.path))
+    return pixels_as_picture(read_image(cell.path), cell.name, side)
+
+
+def pixels_as_picture(image: np.ndarray, description: str, side: int = PICTURE_PIXELS) -> str:
+    """Return an image, uint8 [H, W, 3], as an element that shows it as a small JPEG."""
+    small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return (
-        f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(cell.name)}" width={small.width} '
+        f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(description)}" width={small.width} '
         f"height={small.height}>"
     )
 
@@ -827,7 +869,7 @@ def _outlier_table(found: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> st
         return f"<p>No cell lies {OUTLYING:g} robust standard deviations from the median of its class.</p>"
     cell_of = {cell.name: cell for cell in cells}
     rows = "".join(
-        f"<tr><td>{_picture(cell_of[one['path']], SMALL_PICTURE_PIXELS)}</td>"
+        f"<tr><td>{picture(cell_of[one['path']], SMALL_PICTURE_PIXELS)}</td>"
         f"<th scope=row><code>{html.escape(one['path'])}</code></th><td>{html.escape(one['label'])}</td>"
         f"<td>{STATISTICS[one['statistic']][0]}</td>"
         f"<td class=number>{_value_text(one['statistic'], one['value'])}</td>"
@@ -842,6 +884,36 @@ def _outlier_table(found: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> st
         f"<tbody>{rows}</tbody></table></div>"
         f"<p class=note>{more} stand in inspection.json. Unlike is not wrong: look before leaving one out."
         "</p>"
+    )
+
+
+def _unlike_groups_table(content: dict[str, Any], inspection: Inspection) -> str:
+    found = content["groups_unlike_their_class"]
+    if not found:
+        return (
+            f"<p>No group of {FEWEST_CELLS} cells or more lies {GROUP_OUTLYING:g} robust standard deviations "
+            "from the other groups of its class.</p>"
+        )
+    cell_of = {cell.name: cell for cell in inspection.dataset.cells}
+    rows = "".join(
+        f"<tr><td>{''.join(picture(cell_of[path], SMALL_PICTURE_PIXELS) for path in one['shown'])}</td>"
+        f"<th scope=row><code>{html.escape(one['group'])}</code><br>"
+        f"<small>{one['cells']:,} cells</small></th>"
+        f"<td>{html.escape(one['label'])}</td><td>{STATISTICS[one['statistic']][0]}</td>"
+        f"<td class=number>{_value_text(one['statistic'], one['median'])}</td>"
+        f"<td class=number>{_value_text(one['statistic'], one['median_of_groups'])}</td>"
+        f"<td class=number>{one['robust_deviations']:+.1f}</td></tr>"
+        for one in found[:LISTED]
+    )
+    more = f"The first {LISTED} of {len(found):,}; all" if len(found) > LISTED else "All"
+    return (
+        "<div class=scroll><table><thead><tr><th>Three of its cells</th><th>Group</th><th>Class</th>"
+        "<th>Statistic</th><th>Median of the group</th><th>Median of the class's groups</th>"
+        f"<th>Robust deviations</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<p class=note>{more} stand in inspection.json. A group's median is compared with the medians of "
+        f"the other groups of its class, from {FEWEST_CELLS} cells and {GROUP_OUTLYING:g} robust standard "
+        "deviations on. Such a group was stained, lit or focused in its own way, or holds another kind of "
+        "cell; in the test part it shows how a model copes, in the training part it is rare.</p>"
     )
 
 

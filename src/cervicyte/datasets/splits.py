@@ -22,10 +22,12 @@ import numpy as np
 import pandas as pd
 
 from cervicyte.datasets.layouts import Cell, CellDataset
-from cervicyte.errors import SplitError
+from cervicyte.errors import SplitError, UsageError
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file, sha256_of_json, write_json, write_text
 
 By = Literal["group", "field", "cell"]
+Leak = Literal["field", "cell"]
+"""What may stand on both sides of a split: parts of a group whose fields stay whole, or of a field too."""
 
 COLUMNS = ["path", "sha256", "class", "group", "part"]
 PARTS = ("train", "validation", "test")
@@ -41,7 +43,7 @@ def make_split(
     folds: int = 5,
     fold: int = 0,
     seed: int = 0,
-    allow_leak: bool = False,
+    allow_leak: Leak | None = None,
 ) -> pd.DataFrame:
     """Divide a data set into train, validation and test, stratified by class.
 
@@ -52,11 +54,11 @@ def make_split(
     Args:
         dataset: the cells.
         by: what stays whole. "group" is the honest one; "field" and "cell" are there to show what
-            leaking gains, and are recorded as such.
+            leaking gains. Such a split is made, but whoever uses it must name the leak: see `check_split`.
         folds: number of folds; `fold` counts from 0.
         fold: the one that is test.
         seed: of the shuffling.
-        allow_leak: accept a data set whose own parts share groups.
+        allow_leak: recorded as allowed; needed for a data set whose own parts share groups.
 
     Raises:
         SplitError: a part would lack a class, or the data set's own parts share groups or files.
@@ -98,33 +100,69 @@ def make_split(
         "folds": None if given else folds,
         "fold": None if given else fold,
         "seed": seed,
-        "allow_leak": allow_leak or (by != "group" and not given),
+        "allow_leak": allow_leak,
         "notice": RESEARCH_USE_ONLY,
     }
     _check_classes(split)
-    check_split(split, allow_leak=split.attrs["allow_leak"])
+    if given or by == "group":
+        check_split(split, allow_leak, [cell.field for cell in cells])
     return split
 
 
-def check_split(split: pd.DataFrame, allow_leak: bool = False) -> None:
-    """Hold that no group and no file content stands in two parts.
+def check_split(
+    split: pd.DataFrame, allow_leak: Leak | None = None, fields: Sequence[str] | None = None
+) -> None:
+    """Hold that nothing stands in two parts but what is named as allowed.
+
+    Args:
+        split: see above.
+        allow_leak: None: no group and no file content may. "field": groups may, as in a split by field
+            number, but no field. "cell": all may, as in a split by cell.
+        fields: of each row; without them "field" cannot be told from "cell".
 
     Raises:
-        SplitError: one does, and `allow_leak` is False.
+        SplitError: something does; the text names the first case and the leak.
+        UsageError: there is no such leak.
     """
-    if allow_leak:
+    if allow_leak is not None and allow_leak not in get_args(Leak):
+        raise UsageError(
+            f"--allow-leak {allow_leak}: a leak is named {' or '.join(get_args(Leak))}, after what was kept "
+            "whole when the split was made."
+        )
+    if allow_leak == "cell" or (allow_leak == "field" and fields is None):
         return
-    for column, what in (("group", "group"), ("sha256", "file content")):
-        parts = split.groupby(column, sort=True)["part"].nunique()
+    units = split if fields is None else split.assign(field=list(fields))
+    columns = {"field": "field"} if allow_leak else {"group": "group", "sha256": "file content"}
+    for column, what in columns.items():
+        parts = units.groupby(column, sort=True)["part"].nunique()
         torn = parts.index[parts > 1]
         if len(torn):
-            rows = split[split[column] == torn[0]].drop_duplicates("part")
+            rows = units[units[column] == torn[0]].drop_duplicates("part")
             raise SplitError(
                 f"The split puts the {what} {torn[0]} into more than one part "
                 f"({' and '.join(f'{row.path} in {row.part}' for row in rows.itertuples())}; "
                 f"{len(torn):,} such in all), so its test results would be too good; make a split by group, "
-                "or say --allow-leak."
+                f"or name the leak: --allow-leak {_leak_of(units)}."
             )
+
+
+def _leak_of(units: pd.DataFrame) -> Leak:
+    """Return "field" if every field is whole, so that only what is named a group leaks."""
+    if "field" not in units:
+        return "cell"
+    return "cell" if (units.groupby("field")["part"].nunique() > 1).any() else "field"
+
+
+def leak_of(split: pd.DataFrame) -> str | None:
+    """Say what stands on both sides of a split, as every artefact made with it must; None if nothing."""
+    leaking = int((split.groupby("group")["part"].nunique() > 1).sum())
+    if not leaking:
+        return None
+    named = split.attrs.get("allow_leak")
+    return (
+        f"Leak{f' by {named}, allowed by name' if named else ''}: {leaking:,} groups stand in more than one "
+        "part, so cells of the test part have their twins in training, and the figures flatter."
+    )
 
 
 def write_split(split: pd.DataFrame, path: Path) -> None:
@@ -179,7 +217,8 @@ def _read_attrs(path: Path, digest: str) -> dict[str, Any]:
     except (OSError, ValueError):
         about = None
     if not isinstance(about, dict) or about.get("hash") != digest:
-        return {"by": UNKNOWN, "allow_leak": False}
+        return {"by": UNKNOWN, "allow_leak": None}
+    about["allow_leak"] = about.get("allow_leak") or None  # before leaks had names, False
     return {key: value for key, value in about.items() if key != "hash"}
 
 
@@ -194,17 +233,19 @@ def cells_of(split: pd.DataFrame, dataset: CellDataset, part: str) -> list[Cell]
 
     Raises:
         SplitError: the data set lacks a file of the part or labels it otherwise, or a group stands in
-            two parts, by the split's groups or by the data set's, and the split does not record that
-            as allowed.
+            two parts, by the split's groups or by the data set's, and `split.attrs["allow_leak"]` does
+            not name that leak; see `check_split`.
     """
     if part not in PARTS:
         raise SplitError(f"'{part}' is no part of a split; the parts are {', '.join(PARTS)}.")
-    allow_leak = bool(split.attrs.get("allow_leak", False))
-    check_split(split, allow_leak)
+    allow_leak = split.attrs.get("allow_leak")
+    cell_of = {cell.name: cell for cell in dataset.cells}
+    known = [cell_of.get(name) for name in split["path"]]
+    fields = [cell.field if cell else name for cell, name in zip(known, split["path"], strict=True)]
+    check_split(split, allow_leak, fields)
     # The data set may know of groups that the split, made elsewhere, did not know of.
-    group_of = {cell.name: cell.group for cell in dataset.cells}
-    groups = [group_of.get(name, name) for name in split["path"]]
-    check_split(split.assign(group=groups), allow_leak)
+    groups = [cell.group if cell else name for cell, name in zip(known, split["path"], strict=True)]
+    check_split(split.assign(group=groups), allow_leak, fields)
     return _cells_of_rows(split[split["part"] == part], dataset)
 
 

@@ -70,11 +70,13 @@ styled = rc_context(STYLE)
 
 
 @styled
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a figure with the notice below it."""
-    figure.supxlabel(RESEARCH_USE_ONLY, fontsize=7, color=FOOTER)
+def write_png(figure: Figure, path: Path, remark: str | None = None) -> None:
+    """Write a figure with the notice below it, and a remark such as what leaks."""
+    notice = f"{RESEARCH_USE_ONLY} {remark or ''}".strip()
+    characters = int(figure.get_figwidth() * 16)
+    figure.supxlabel(textwrap.fill(notice, characters), fontsize=7, color=FOOTER)
     with written_atomically(path) as partial:
-        figure.savefig(partial, dpi=150, metadata={"Software": None, "Description": RESEARCH_USE_ONLY})
+        figure.savefig(partial, dpi=150, metadata={"Software": None, "Description": notice})
 
 
 def svg_of(figure: Figure, name: str, description: str) -> str:

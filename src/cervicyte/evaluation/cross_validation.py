@@ -26,7 +26,9 @@ from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import (
     COLUMNS,
     By,
+    Leak,
     check_split,
+    leak_of,
     make_split,
     read_split,
     split_hash,
@@ -80,7 +82,7 @@ def cross_validate(
     by: By = "group",
     frozen: bool = False,
     backbone: str | None = None,
-    allow_leak: bool = False,
+    allow_leak: Leak | None = None,
     known_groups: bool = True,
     features_file: Path | None = None,
     command: str | None = None,
@@ -98,7 +100,8 @@ def cross_validate(
         by: what stays whole, see `make_split`.
         frozen: probe frozen features, see `linear_probe`, instead of training a network.
         backbone: in place of the recipe's.
-        allow_leak: go on although a split by field or cell puts a group on both sides.
+        allow_leak: the leak that is accepted by name, see `check_split`: go on although a split by field
+            or cell puts a group on both sides.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
         features_file: where frozen features are kept, `out/features.npz` unless given.
         command: the command line, recorded in every artefact.
@@ -109,7 +112,7 @@ def cross_validate(
 
     Raises:
         UsageError: no seeds, a seed twice, or a data set with parts of its own.
-        SplitError: a group would stand on both sides and `allow_leak` is False.
+        SplitError: a group would stand on both sides and `allow_leak` does not name that.
         RunFolderError: `out` holds folds of another recipe, other cells or another split.
     """
     seeds = list(seeds)
@@ -126,10 +129,11 @@ def cross_validate(
         )
     recipes = {seed: read_recipe(recipe_file, {**overrides, "seed": seed}) for seed in seeds}
     splits: dict[tuple[int, int], pd.DataFrame] = {}
+    field_of = {cell.name: cell.field for cell in dataset.cells}
     for seed in seeds:
         for fold in range(folds):
             split = make_split(dataset, by=by, folds=folds, fold=fold, seed=seed, allow_leak=allow_leak)
-            check_split(split, allow_leak)
+            check_split(split, allow_leak, [field_of[name] for name in split["path"]])
             _check_folder(fold_folder(out, seed, fold), split, recipes[seed], frozen)
             splits[seed, fold] = split
 
@@ -154,6 +158,9 @@ def cross_validate(
     pooled = _pooled(out, splits)
     write_table(pooled, out / POOLED_NAME)
     first = pooled[pooled["seed"] == seeds[0]]
+    # As parts, the folds show which groups stand on both sides.
+    as_parts = first.assign(part=first["fold"])
+    as_parts.attrs["allow_leak"] = allow_leak
     context = {
         "title": f"{dataset.known or dataset.root.name}: {folds}-fold cross-validation by {by}",
         "data": dataset.root.name,
@@ -161,12 +168,11 @@ def cross_validate(
         "by": by,
         "folds": folds,
         "seeds": seeds,
-        "groups_on_both_sides_allowed": allow_leak,
+        "leak": leak_of(as_parts),
         "model": _facts_of_model(recipes[seeds[0]], frozen),
         "test_parts_opened": _openings_of_all(out, splits),
         "command": command,
-        # As parts, the folds show which groups stand on both sides.
-        "caveats": caveats_of(dataset, first.assign(part=first["fold"])),
+        "caveats": caveats_of(dataset, as_parts),
     }
     write_evaluation(
         out,

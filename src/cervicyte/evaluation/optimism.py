@@ -88,7 +88,7 @@ def optimism(
             by=by,
             frozen=frozen,
             backbone=backbone,
-            allow_leak=by != HONEST,
+            allow_leak=None if by == "group" else by,  # each leak bears the name of what stays whole
             known_groups=known_groups,
             features_file=out / FEATURES_NAME,
             command=command,

@@ -23,7 +23,9 @@ from accelerate import PartialState
 from cervicyte.datasets.groups import SIPAKMED_PREFIX
 from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import (
+    Leak,
     cells_of,
+    leak_of,
     make_split,
     read_split,
     split_hash,
@@ -80,7 +82,7 @@ class SplitChoice:
     folds: int | None = None
     fold: int | None = None
     seed: int | None = None
-    allow_leak: bool = False
+    allow_leak: Leak | None = None
 
     def made(self, dataset: CellDataset) -> pd.DataFrame:
         """Return the split of these cells; one from a file is checked against their contents."""
@@ -90,11 +92,12 @@ class SplitChoice:
                     f"{self.file}: a split file says all; leave out --{' and --'.join(self._stated())}."
                 )
             split = read_split(self.file)
-            if self.allow_leak:
-                split.attrs["allow_leak"] = True
             verify_contents(split, dataset)
-            return split
-        return make_split(dataset, **self._stated(), allow_leak=self.allow_leak)
+        else:
+            split = make_split(dataset, **self._stated(), allow_leak=self.allow_leak)
+        # Whoever made the file may have allowed a leak; whoever uses it must name it again.
+        split.attrs["allow_leak"] = self.allow_leak
+        return split
 
     def check_same(self, split: pd.DataFrame, path: Path) -> None:
         """Refuse a choice that differs from a split that a run has begun with."""
@@ -192,7 +195,12 @@ def train_and_evaluate(
         validation,
         class_names,
         out,
-        metadata={"split": split_facts, "data": dataset.root.name, "seen": seen_cells(split)},
+        metadata={
+            "split": split_facts,
+            "leak": leak_of(split),
+            "data": dataset.root.name,
+            "seen": seen_cells(split),
+        },
         resume=resume,
         progress=progress,
     )
@@ -214,6 +222,7 @@ def train_and_evaluate(
         "data": dataset.root.name,
         "layout": dataset.layout,
         "split": split_facts,
+        "leak": leak_of(split),
         "test_part_opened": opened,
         "model": facts_of_model(model),
         "recipe": recipe.model_dump(mode="json"),
@@ -289,6 +298,7 @@ def evaluate_model(
     part: str = "test",
     class_map: Mapping[str, str] | None = None,
     allow_seen: bool = False,
+    allow_leak: Leak | None = None,
     with_pictures: bool = True,
     known_groups: bool = True,
     force: bool = False,
@@ -304,6 +314,7 @@ def evaluate_model(
         split_file, part: take only the cells of this part.
         class_map: the data set's class names -> the model's, where they differ.
         allow_seen: evaluate even though cells, or others of their groups, took part in training.
+        allow_leak: the leak of the split that is accepted by name, see `check_split`.
         with_pictures, known_groups, force, command, progress: see `train_and_evaluate`.
 
     Raises:
@@ -317,6 +328,7 @@ def evaluate_model(
         progress.say(f"Note: {warning}")
     if split_file is not None:
         split = read_split(split_file)
+        split.attrs["allow_leak"] = allow_leak
         verify_contents(split, dataset)
         cells: Sequence[Cell] = cells_of(split, dataset, part)
     else:
@@ -335,6 +347,8 @@ def evaluate_model(
     if model.original:
         caveats.insert(0, "The original's checkpoint does not say which cells it was trained on.")
     opened = None
+    if split_file is not None and (leak := leak_of(split)):
+        caveats.insert(0, leak)
     if split_file is not None and part == "test":
         opened = record_opening(
             split_file, split_hash(split), model=weights_hash(model.network), command=command
@@ -352,6 +366,7 @@ def evaluate_model(
     }
     if split_file is not None:
         context["split"] = facts_of_split(split)
+        context["leak"] = leak_of(split)
         context["test_part_opened"] = opened
     return write_evaluation(
         out,
@@ -452,6 +467,7 @@ def probe(
             "data": dataset.root.name,
             "layout": dataset.layout,
             "split": facts_of_split(split),
+            "leak": leak_of(split),
             "test_part_opened": opened,
             "model": {
                 "kind": f"logistic regression (C = {strength:g}) on 2,048 frozen ResNet-50 features",
@@ -520,15 +536,8 @@ def weights_hash(network: torch.nn.Module) -> str:
 def caveats_of(dataset: CellDataset, split: pd.DataFrame) -> list[str]:
     """Return what a reader of the figures must know."""
     caveats = [NOT_PATIENTS, *dataset.warnings]
-    parts_of_group = split.groupby("group")["part"].nunique()
-    leaking = int((parts_of_group > 1).sum())
-    if leaking:
-        caveats.insert(
-            0,
-            f"{leaking} groups stand in more than one part: cells of the test part have their twins in "
-            "training, and the figures flatter.",
-        )
-    return caveats
+    leak = leak_of(split)
+    return [leak, *caveats] if leak else caveats
 
 
 def picture_reader(cells: Sequence[Cell]) -> Callable[[str], np.ndarray]:

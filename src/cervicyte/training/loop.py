@@ -140,8 +140,7 @@ def train(
         progress.say(f"Going on after epoch {state.epoch} of {recipe.epochs}.")
 
     with stop_on_interrupt() as interrupted:
-        progress.start("Training", recipe.epochs * steps_per_epoch)
-        progress.advance(state.step)
+        progress.start("Training", recipe.epochs * steps_per_epoch, done=state.step)
         while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
             began = time.monotonic()
             batches.epoch = state.epoch + 1

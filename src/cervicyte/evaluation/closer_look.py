@@ -1,0 +1,117 @@
+"""What `cervicyte inspect` finds with a network: likely label errors, and shortcuts.
+
+Both rest on out-of-fold probabilities of logistic regression on frozen features. The features are kept
+in the inspection's folder, so that a second look takes seconds and an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cervicyte.datasets.inspection import Addition, Inspection
+from cervicyte.evaluation.cross_validation import FEATURES_NAME, cached_features, features_key
+from cervicyte.evaluation.label_errors import CSV_NAME, label_error_addition
+from cervicyte.evaluation.out_of_fold import (
+    FOLDS,
+    classes_in_enough_groups,
+    fitted_probe,
+    out_of_fold_probabilities,
+)
+from cervicyte.evaluation.shortcuts import (
+    BACKGROUND,
+    WHOLE,
+    BackgroundOnly,
+    row_of,
+    shortcut_addition,
+    statistics_rows,
+)
+from cervicyte.evaluation.tables import write_table
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import sha256_of_file
+
+BACKGROUND_FEATURES_NAME = "features_of_background.npz"
+
+
+def closer_look(
+    out: Path,
+    *,
+    label_errors: bool,
+    shortcuts: bool,
+    backbone: str = "imagenet",
+    preprocessing: Preprocessing | None = None,
+    progress: Progress = SILENT,
+) -> Callable[[Inspection], Addition]:
+    """Return what `inspect_dataset` asks for findings that need a network.
+
+    Args:
+        out: the inspection's folder, which takes `label_errors.csv` and the features.
+        label_errors: look for likely label errors.
+        shortcuts: look for what predicts the class besides the cell.
+        backbone: see `load_backbone`.
+        preprocessing: of the crops; the default unless given.
+        progress: is told of every step.
+
+    Raises (when called):
+        WeightsError: the weights cannot be read.
+    """
+    preprocessing = preprocessing or Preprocessing()
+
+    def look(inspection: Inspection) -> Addition:
+        class_names = classes_in_enough_groups(inspection.statistics)
+        table = inspection.statistics[inspection.statistics["label"].isin(class_names)].reset_index(drop=True)
+        left_out = sorted(set(inspection.statistics["label"]) - set(class_names))
+        if len(class_names) < 2:
+            return _impossible(progress)
+        if left_out:
+            progress.say(f"Note: {', '.join(left_out)}: in fewer than {FOLDS} groups, and so not judged.")
+
+        cell_of = {cell.name: cell for cell in inspection.dataset.cells}
+        cells = [cell_of[path] for path in table["path"]]
+        contents = [sha256_of_file(cell.path) for cell in cells]
+        targets = np.searchsorted(np.asarray(class_names), table["label"].to_numpy(str))
+        groups = list(table["group"])
+
+        def probe_of(seen: Preprocessing, name: str) -> np.ndarray:
+            key = features_key(contents, backbone, seen)
+            features = cached_features(cells, key, backbone, seen, Path(out) / name, progress)
+            return out_of_fold_probabilities(features, targets, groups, len(class_names), fitted_probe)
+
+        whole = probe_of(preprocessing, FEATURES_NAME)
+        added = Addition(content={"classes_in_too_few_groups": left_out})
+        if label_errors:
+            addition, doubted = label_error_addition(inspection, table, whole, class_names)
+            write_table(doubted, Path(out) / CSV_NAME)
+            added = _together(added, addition)
+        if shortcuts:
+            background = probe_of(BackgroundOnly(**preprocessing.model_dump()), BACKGROUND_FEATURES_NAME)
+            progress.start("Shortcuts", 1)
+            rows = statistics_rows(table, cells, class_names)
+            rows.append(row_of(BACKGROUND, cells, groups, background, class_names))
+            rows.append(row_of(WHOLE, cells, groups, whole, class_names))
+            progress.close()
+            added = _together(added, shortcut_addition(inspection, rows, class_names))
+        return added
+
+    return look
+
+
+def _together(one: Addition, other: Addition) -> Addition:
+    return Addition(
+        one.findings + other.findings, one.sections + other.sections, {**one.content, **other.content}
+    )
+
+
+def _impossible(progress: Progress) -> Addition:
+    reason = (
+        f"Likely label errors and shortcuts were not looked for: a cross-validation needs two classes or "
+        f"more that each lie in {FOLDS} groups or more."
+    )
+    progress.say(f"Note: {reason}")
+    return Addition(
+        sections=[("Likely label errors and shortcuts", f"<p>{reason}</p>")],
+        content={"not_looked_for": reason},
+    )
