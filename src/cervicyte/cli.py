@@ -464,6 +464,62 @@ def explain(
 
 
 @app.command()
+def audit(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Labelled cells that the model has not seen.")],
+    split: Annotated[Path | None, typer.Option(help="Take only the cells of one part of this split.")] = None,
+    part: Annotated[str, typer.Option(help="Which part of the split.")] = "test",
+    cells: Annotated[int, typer.Option(min=2, help="How many, stratified by class and group.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder for page, figures and records.")] = Path("audit"),
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all four.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Repeatable. Default: cbam3, layer4 and cbam4.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Of deletion and insertion.")] = 6,
+    sanity_cells: Annotated[int, typer.Option(min=0, help="For randomised weights.")] = 30,
+    stability_cells: Annotated[int, typer.Option(min=0, help="For changed images.")] = 60,
+    seed: Annotated[int, typer.Option(help="Chooses the cells.")] = 0,
+    class_map: Annotated[
+        Path | None, typer.Option(help="YAML file: the data's class name -> the model's.")
+    ] = None,
+    allow_seen: Annotated[bool, typer.Option("--allow-seen", help="Audit on training cells too.")] = False,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Show cells on the page.")] = True,
+    known_groups: KnownGroups = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted audit.")] = False,
+    force: Force = False,
+) -> None:
+    """Measure what the explanations of a model are worth, against controls that know nothing."""
+    from cervicyte.evaluation.run import read_class_map
+    from cervicyte.explanation.audit import audit_model
+    from cervicyte.explanation.audit_cells import AuditSettings
+    from cervicyte.explanation.cam import METHODS
+    from cervicyte.progress import TerminalProgress
+
+    figures = audit_model(
+        model,
+        data,
+        out,
+        settings=AuditSettings(
+            cells, tuple(method or METHODS), tuple(layer or ()), steps, sanity_cells, stability_cells, seed
+        ),
+        split_file=split,
+        part=part,
+        class_map=read_class_map(class_map) if class_map else None,
+        allow_seen=allow_seen,
+        with_pictures=images,
+        known_groups=known_groups,
+        resume=resume,
+        force=force,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    for sentence in figures["reading"]:
+        typer.echo(f"- {sentence}")
+    typer.echo(f"{out / 'explanation_audit.html'}: {figures['cells_audited']} cells audited")
+    typer.echo(RESEARCH_USE_ONLY)
+
+
+@app.command()
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback are open to all.")] = (

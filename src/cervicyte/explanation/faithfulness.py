@@ -141,3 +141,169 @@ def deletion_and_insertion(
     deletion = area(np.concatenate([whole * ends, curves[0], none * ends], 1))
     insertion = area(np.concatenate([softened * ends, curves[1], whole * ends], 1))
     return Areas(deletion, insertion, float(whole), len(images))
+
+
+# --- ROAD ----------------------------------------------------------------------------------------
+
+ROAD_PERCENTILES = (20, 40, 60, 80)  # of the pixels, taken away
+ROAD_NOISE = 2.5  # grey levels, standard deviation: 0.01 of the range, as in the authors' code
+# Weights of a pixel's neighbours, as in the authors' code: beside 1/6, across the corner 1/12.
+NEIGHBOURS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
+SMALLEST_SIDE = 12  # pixels; below, no coarser grid is used to begin with
+TOLERANCE = 0.002  # grey levels, root mean square of what the equations leave over
+
+
+def imputed(image: np.ndarray, missing: np.ndarray, noise_seed: int | None = None) -> np.ndarray:
+    """Fill missing pixels from the others, so that neither content nor the hole's shape shows.
+
+    Noisy linear imputation of Y. Rong et al., "A Consistent and Efficient Evaluation Strategy for
+    Attribution Methods" (ROAD), ICML 2022: every missing pixel is the weighted mean of its eight
+    neighbours, missing or not, and noise is added. The equations are solved by conjugate gradients, from
+    a solution on half as fine a grid, until what they leave over is below `TOLERANCE`.
+
+    Args:
+        image: uint8 [S, S, 3].
+        missing: bool [S, S]; where all are, their mean colour is left.
+        noise_seed: draws the noise; None adds none.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    if missing.all():
+        values = np.broadcast_to(image.mean((0, 1)), image.shape).astype(np.float32)
+    else:
+        values = _solved(image.astype(np.float32), missing.astype(np.float32))
+    if noise_seed is not None:
+        noise = np.random.default_rng(noise_seed).standard_normal(image.shape, np.float32) * ROAD_NOISE
+        values = values + noise
+    filled = np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return np.where(missing[..., None], filled, image)
+
+
+def _solved(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Return values float32 [h, w, 3] in which missing ones, 1 in [h, w], solve the equations."""
+    height, width = missing.shape
+    hole = missing[..., None]
+    start = _coarse_guess(values, missing) if min(height, width) >= 2 * SMALLEST_SIDE else values
+    solution = np.where(hole > 0, start, values).astype(np.float32)
+    # At the border a pixel has fewer neighbours, whose weights are then the larger.
+    total = _neighbours(np.ones((height, width), np.float32))[..., None]
+
+    def applied(direction: np.ndarray) -> np.ndarray:
+        return (total * direction - _neighbours(direction)) * hole
+
+    residual = -applied(solution)
+    direction = residual.copy()
+    left = float(np.vdot(residual, residual))
+    enough = TOLERANCE**2 * max(1.0, float(missing.sum())) * values.shape[2]
+    for _ in range(4 * (height + width)):
+        if left <= enough:
+            break
+        change = applied(direction)
+        step = left / float(np.vdot(direction, change))
+        solution += step * direction
+        residual -= step * change
+        before, left = left, float(np.vdot(residual, residual))
+        direction = residual + (left / before) * direction
+    return solution
+
+
+def _coarse_guess(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    height, width = missing.shape
+    half = (-(-width // 2), -(-height // 2))
+    known = 1 - missing
+    share = cv2.resize(known, half, interpolation=cv2.INTER_AREA)
+    colours = cv2.resize(values * known[..., None], half, interpolation=cv2.INTER_AREA)
+    coarse = colours / np.maximum(share, 1e-6)[..., None]
+    solved = _solved(coarse, (share < 1e-6).astype(np.float32))
+    return cv2.resize(solved, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _neighbours(values: np.ndarray) -> np.ndarray:
+    """Return the weighted sum over each pixel's eight neighbours; beyond the border there are none."""
+    return cv2.filter2D(values, -1, NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
+
+
+class Road(NamedTuple):
+    """Scores of M maps of one image after pixels were taken away, float [M, len(ROAD_PERCENTILES)].
+
+    Attributes:
+        most_first: the most relevant pixels removed (MoRF): the lower the score, the better the map.
+        least_first: the least relevant removed (LeRF): the higher, the better.
+    """
+
+    most_first: np.ndarray
+    least_first: np.ndarray
+
+
+def road(
+    score: Score,
+    image: np.ndarray,
+    class_index: int,
+    maps: Sequence[np.ndarray],
+    percentiles: Sequence[int] = ROAD_PERCENTILES,
+) -> Road:
+    """Return the class's score after the given shares of pixels were taken away and filled in, see `imputed`.
+
+    Arguments are those of `deletion_and_insertion`.
+    """
+    tried = []
+    for values in maps:
+        places = ranks(enlarged(values, len(image)))
+        for percent in percentiles:
+            count = round(percent / 100 * places.size)
+            tried += [
+                imputed(image, places < count, noise_seed=percent),
+                imputed(image, places >= places.size - count, noise_seed=percent),
+            ]
+    images = np.stack(tried)
+    scores = score(images, np.full(len(images), class_index)).reshape(len(maps), len(percentiles), 2)
+    return Road(scores[..., 0], scores[..., 1])
+
+
+# --- where a map lies ----------------------------------------------------------------------------
+
+
+class Localisation(NamedTuple):
+    """How much of a map lies in a region.
+
+    Attributes:
+        share: of what is positive in the map, 0 to 1; NaN if nothing is.
+        area: of the region in the image, 0 to 1.
+        hit: whether the map's highest place lies in the region.
+    """
+
+    share: float
+    area: float
+    hit: bool
+
+    @property
+    def enrichment(self) -> float:
+        """Return share over area: 1 if the map does not know of the region."""
+        return self.share / self.area if self.area else float("nan")
+
+
+def localisation(values: np.ndarray, region: np.ndarray) -> Localisation:
+    """Return how much of a map, float [H, W], lies in a region, bool [H, W].
+
+    The pointing game is that of J. Zhang et al., "Top-Down Neural Attention by Excitation Backprop",
+    IJCV 2018, without its tolerance of 15 pixels: a nucleus may be smaller.
+    """
+    positive = np.maximum(values, 0).astype(np.float64)
+    total = positive.sum()
+    share = float(positive[region].sum() / total) if total > 0 else float("nan")
+    hit = bool(region.ravel()[values.argmax()]) if total > 0 else False
+    return Localisation(share, float(region.mean()), hit)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation of two maps of one shape, ties sharing their mean rank; NaN if flat."""
+    a, b = (_mean_ranks(values.ravel()) for values in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float("nan")
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    _, level, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[level]

@@ -1,0 +1,275 @@
+"""The audit: which cells it takes, that it can be interrupted, and what its page says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import PROJECT
+from torch import nn
+from typer.testing import CliRunner
+
+from cervicyte import cli
+from cervicyte.datasets.layouts import Cell, read_dataset
+from cervicyte.datasets.synthetic import write_dataset
+from cervicyte.errors import RunFolderError, SplitError, UsageError
+from cervicyte.evaluation.run import seen_of
+from cervicyte.explanation import audit_cells
+from cervicyte.explanation.audit import audit_model, stratified
+from cervicyte.explanation.audit_cells import (
+    ANOTHER_CELL,
+    RANDOMISED_STAGES,
+    STABLE_UNDER,
+    Auditor,
+    AuditSettings,
+    changed,
+)
+from cervicyte.explanation.audit_page import reading, title_of_map
+from cervicyte.explanation.audit_records import RECORDS_NAME, read_records
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
+
+SETTINGS = AuditSettings(
+    cells=8, methods=("grad-cam++", "hirescam"), layers=("cbam4",), steps=3, sanity_cells=3, stability_cells=3
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("audit") / "synthetic", 15, 3)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, data):
+    torch.manual_seed(0)
+    network = CBAMResNet50(5).eval()
+    nn.init.normal_(network.fc.weight, std=0.3)
+    model = ModelFile(network, read_dataset(data).classes, Preprocessing(image_size=40))
+    path = tmp_path_factory.mktemp("model") / "best_model.pth"
+    save_model(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(data, model_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    return out, audit_model(model_path, data, out, settings=SETTINGS, with_pictures=False)
+
+
+def without_time(figures):
+    return {key: value for key, value in figures.items() if key not in ("provenance", "minutes_of_last_run")}
+
+
+# --- which cells -----------------------------------------------------------------------------------
+
+
+def cells_in(groups_of_class):
+    return [
+        Cell(PROJECT, f"{label}/{group}_{k}", label, f"{label}{group}", "field")
+        for label, sizes in groups_of_class.items()
+        for group, size in enumerate(sizes)
+        for k in range(size)
+    ]
+
+
+def test_cells_are_spread_over_classes_and_then_over_groups():
+    cells = cells_in({"a": [50, 1, 1, 1], "b": [2, 2, 2], "c": [9]})
+    chosen = stratified(cells, 12, seed=0)
+    assert len(set(chosen)) == 12
+    assert Counter(cell.label for cell in chosen) == {"a": 4, "b": 4, "c": 4}
+    assert len({cell.group for cell in chosen if cell.label == "a"}) == 4
+    assert len({cell.group for cell in chosen if cell.label == "b"}) == 3
+    assert {cell.label for cell in chosen[:3]} == {"a", "b", "c"}
+
+
+def test_where_a_class_is_small_others_fill_up_and_no_cell_is_taken_twice():
+    cells = cells_in({"a": [30], "b": [1]})
+    chosen = stratified(cells, 20, seed=1)
+    assert Counter(cell.label for cell in chosen) == {"a": 19, "b": 1}
+    assert len(set(chosen)) == 20
+    assert stratified(cells, 99, seed=1) == stratified(cells, 99, seed=1)
+    assert len(stratified(cells, 99, seed=1)) == 31
+    assert stratified([], 5, seed=0) == []
+
+
+def test_cells_seen_in_training_are_refused_or_named_on_every_artefact(data, model_path, tmp_path):
+    model = load_model_file(model_path)
+    cells = read_dataset(data).cells
+    model.metadata["seen"] = {"sha256": [sha256_of_file(cells[0].path)], "groups": []}
+    path = tmp_path / "seen.pth"
+    save_model(path, model)
+    assert len(seen_of(model, cells)) == 1
+    with pytest.raises(SplitError, match=r"1 of 15 cells, first .*--allow-seen"):
+        audit_model(path, data, tmp_path / "refused", settings=SETTINGS)
+    assert not (tmp_path / "refused").exists()
+    settings = AuditSettings(15, ("grad-cam",), ("cbam4",), steps=2, sanity_cells=0, stability_cells=0)
+    figures = audit_model(path, data, tmp_path / "all", settings=settings, allow_seen=True)
+    assert figures["cells_seen_in_training"] == 1
+    said = "1 of 15 cells were seen in training"
+    assert said in (tmp_path / "all" / "explanation_audit.html").read_text()
+    assert said in (tmp_path / "all" / "explanation_audit.json").read_text()
+    assert said in (tmp_path / "all" / RECORDS_NAME).read_text()
+    table = pd.read_csv(tmp_path / "all" / "explanation_audit.csv")
+    assert (table["cells_seen_in_training"] == 1).all()
+
+
+# --- interruptions ---------------------------------------------------------------------------------
+
+
+def test_an_interrupted_audit_goes_on_to_the_same_figures(finished, data, model_path, tmp_path, monkeypatch):
+    measured: list[int] = []
+    again: list[int] = []
+    record = Auditor.record
+
+    def interrupted(self, index):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(index)
+        return record(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Auditor, "record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit_model(model_path, data, tmp_path, settings=SETTINGS, with_pictures=False)
+    path = tmp_path / RECORDS_NAME
+    text = path.read_text()
+    path.write_text(text + text.splitlines()[-1][:40])  # half a line, as of a power cut
+    assert not (tmp_path / "explanation_audit.json").exists()
+
+    def counted(self, index):
+        again.append(index)
+        return record(self, index)
+
+    monkeypatch.setattr(Auditor, "record", counted)
+    resumed = audit_model(model_path, data, tmp_path, settings=SETTINGS, with_pictures=False, resume=True)
+    assert again == [3, 4, 5, 6, 7]
+    assert without_time(resumed) == without_time(finished[1])
+    assert path.read_text() == (finished[0] / RECORDS_NAME).read_text()
+
+
+def test_an_audit_is_neither_overwritten_nor_mixed_with_another(finished, data, model_path):
+    out = finished[0]
+    with pytest.raises(RunFolderError, match="--resume"):
+        audit_model(model_path, data, out, settings=SETTINGS)
+    with pytest.raises(RunFolderError, match="another settings"):
+        audit_model(model_path, data, out, settings=AuditSettings(cells=5), resume=True)
+    (damaged := out / "damaged.jsonl").write_text("no records\n")
+    with pytest.raises(RunFolderError, match="damaged"):
+        read_records(damaged)
+
+
+def test_an_unknown_layer_or_method_is_refused_before_anything_is_written(data, model_path, tmp_path):
+    for settings in (AuditSettings(layers=("layer9",)), AuditSettings(methods=("guess",))):
+        with pytest.raises(UsageError):
+            audit_model(model_path, data, tmp_path / "out", settings=settings)
+    assert not (tmp_path / "out").exists()
+
+
+# --- what is measured ------------------------------------------------------------------------------
+
+
+def test_every_map_is_held_against_its_controls(finished):
+    figures = finished[1]
+    assert figures["explanations"] == ["grad-cam++@cbam4", "hirescam@cbam4"]
+    assert figures["controls"] == ["centre", "darkness", "random@cbam4"]
+    for name in figures["explanations"]:
+        assert set(figures["against_controls"]["all"][name]) == {"centre", "darkness", "random"}
+    maps = figures["maps"]["all"]
+    for name in figures["explanations"]:
+        difference = figures["against_controls"]["all"][name]["centre"]["score"]["value"]
+        gain = maps[name]["score"]["value"] - maps["centre"]["score"]["value"]
+        assert difference == pytest.approx(gain, abs=1e-5)
+    assert maps["centre"]["like_centre"]["value"] == pytest.approx(1)
+    assert maps["darkness"]["like_darkness"]["value"] == pytest.approx(1)
+    assert figures["outlines"]["sources"] == {"file": 8}
+
+
+def test_weights_are_drawn_anew_stage_by_stage_and_changes_are_undone(finished):
+    figures = finished[1]
+    stages = [stage for stage, _ in RANDOMISED_STAGES]
+    assert list(figures["randomisation"]) == [*stages, ANOTHER_CELL]
+    assert set(figures["stability"]) == set(STABLE_UNDER)
+    # The classifier decides HiResCAM's map at the last layer: new weights, another map.
+    assert figures["randomisation"]["fc"]["hirescam@cbam4"]["rank"]["value"] < 0.9
+
+
+def test_a_change_moved_back_shows_the_same_place():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    for name in ("mirrored", "upside down", "shifted"):
+        before, after = audit_cells._moved_back(image[..., 0], changed(image, name)[..., 0], name)
+        np.testing.assert_array_equal(before, after)
+    for name in ("brighter", "darker", "JPEG 50"):
+        after = changed(image, name).astype(int)
+        assert after.shape == image.shape
+        assert (after != image).any()
+    assert changed(image, "brighter").mean() > image.mean() > changed(image, "darker").mean()
+    with pytest.raises(ValueError, match="no change"):
+        changed(image, "turned")
+
+
+def test_weights_below_a_stage_stay_until_their_turn(model_path, data):
+    model = load_model_file(model_path)
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    cells = list(read_dataset(data).cells)
+    auditor = Auditor(model, SETTINGS, cells, [cell.label for cell in cells])
+    auditor.randomised_stages()
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, before[name])
+    covered = {name for _, names in RANDOMISED_STAGES for name in names}
+    parts = dict(model.network.named_children())
+    assert covered == {name for name, part in parts.items() if list(part.parameters())}
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_no_other_file_says_what_it_is_and_shows_no_cell_unasked(finished):
+    out, figures = finished
+    page = (out / "explanation_audit.html").read_text()
+    assert RESEARCH_USE_ONLY in page
+    assert "<img" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+    for sentence in figures["reading"]:
+        assert sentence.split(" [")[0].split("'")[0] in page
+    assert json.loads((out / "explanation_audit.json").read_text())["notice"] == RESEARCH_USE_ONLY
+    table = pd.read_csv(out / "explanation_audit.csv")
+    row = table[(table["map"] == "centre") & (table["class"] == "all") & (table["measure"] == "score")].iloc[
+        0
+    ]
+    assert row["value"] == figures["maps"]["all"]["centre"]["score"]["value"]
+
+
+def test_the_reading_follows_the_figures(finished):
+    figures = json.loads(json.dumps(finished[1]))
+    best = figures["best"]["score"]
+    for measures in figures["against_controls"]["all"][best].values():
+        measures["score"] |= {"value": 0.2, "low": 0.1, "high": 0.3}
+    said = " ".join(reading(figures))
+    assert "beats centre blob (by +0.20 [+0.10, +0.30])" in said
+    assert "does not surely beat" not in said
+    figures["against_controls"]["all"][best]["centre"]["score"]["low"] = -0.1
+    assert "does not surely beat centre blob" in " ".join(reading(figures))
+
+
+def test_maps_have_the_names_that_people_know():
+    assert title_of_map("grad-cam++@cbam4") == "Grad-CAM++ at cbam4"
+    assert title_of_map("random@layer4") == "random weights at layer4"
+    assert title_of_map("centre") == "centre blob"
+
+
+@pytest.mark.full
+def test_the_command_audits_with_pictures_and_its_default_layers(data, model_path, tmp_path):
+    options = ["audit", str(model_path), "--data", str(data), "--cells", "5", "--method", "hirescam"]
+    options += ["--sanity-cells", "0", "--stability-cells", "0", "--out", str(tmp_path / "audit")]
+    result = CliRunner().invoke(cli.app, options)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "audit" / "explanation_audit.json").read_text())
+    assert figures["settings"]["layers"] == ["cbam3", "layer4", "cbam4"]
+    assert (tmp_path / "audit" / "explanation_audit.html").read_text().count("<img") == 20
