@@ -201,9 +201,7 @@ def test_raw_maps_are_those_of_the_engine_and_need_no_pickle(model, written):
             assert (right - left, bottom - top) == (64, 40)  # 80 x 50 pixels
 
 
-def test_images_are_named_with_no_more_folders_than_needed_and_for_the_predicted_class(
-    model, tmp_path
-):
+def test_images_are_named_with_no_more_folders_than_needed_and_for_the_predicted_class(model, tmp_path):
     for name in ("a/x.png", "b/x.png", "b/y.png"):
         cell_at(tmp_path / "in", name, "", seed=len(name) + ord(name[0]))
     paths = sorted((tmp_path / "in").rglob("*.png"))

@@ -6,15 +6,13 @@ Nothing is seen in the folder before everything is made; pictures of an earlier 
 
 from __future__ import annotations
 
-import html
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -26,8 +24,9 @@ from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
-from cervicyte.explanation.colours import DEFAULT_COLOURS, check_colours
-from cervicyte.explanation.panels import Explanation, Map, Sentence, percent
+from cervicyte.explanation.colours import DEFAULT_COLOURS, ORIGINAL, check_colours
+from cervicyte.explanation.gallery_page import RECORD, Entry, gallery_page
+from cervicyte.explanation.panels import Explanation, Map, Sentence
 from cervicyte.explanation.samples import Subject, safe, subjects_of
 from cervicyte.explanation.verdict import FORWARD_PASSES, Verdict, verdicts
 from cervicyte.images.preprocessing import Preprocessing
@@ -41,7 +40,7 @@ CLASSES_FOLDER = "gradcam_specific_class_outputs"
 GATES_FOLDER = "gate_outputs"
 ARRAYS_FOLDER = "gradcam_arrays"
 FOLDERS = (CELLS_FOLDER, CLASSES_FOLDER, GATES_FOLDER, ARRAYS_FOLDER)
-PAGE, RECORD = "index.html", "explanation.json"
+PAGE = "index.html"
 
 GATES = "gates"
 METHODS = (*cam.METHODS, GATES)
@@ -60,49 +59,6 @@ class Targets:
 
     by_itself: Target | None
     side_by_side: tuple[Target, ...]
-
-
-@dataclass
-class Entry:
-    """What the page and the record say of one cell; files are relative to the page."""
-
-    name: str
-    true_class: str | None
-    predicted_class: str
-    confidence: float
-    seen_in_training: bool
-    question: str = ""
-    on_padding: dict[str, float] = field(default_factory=dict)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    panels: list[tuple[str, str]] = field(default_factory=list)  # (file, what it shows)
-    arrays: list[str] = field(default_factory=list)
-
-    @property
-    def class_name(self) -> str:
-        """The class that it stands under: the true one or, where that is unknown, the predicted one."""
-        return self.true_class or self.predicted_class
-
-    def record(self) -> dict[str, Any]:
-        """Return what the record says of it, as JSON values."""
-        return {
-            "name": self.name,
-            "true_class": self.true_class,
-            "predicted_class": self.predicted_class,
-            "confidence": round(self.confidence, 6),
-            "seen_in_training": self.seen_in_training,
-            "question": self.question,
-            "share_on_padding": {layer: round(share, 4) for layer, share in self.on_padding.items()},
-            "verdicts": {
-                layer: {
-                    "beats_controls": verdict.beats_controls,
-                    "score": round(verdict.score, 4),
-                    "controls": {name: round(value, 4) for name, value in verdict.controls.items()},
-                    "sentence": verdict.sentence,
-                }
-                for layer, verdict in self.verdicts.items()
-            },
-            "files": [*(file for file, _ in self.panels), *self.arrays],
-        }
 
 
 @dataclass(frozen=True)
@@ -228,7 +184,7 @@ def explain_cells(
             entries += made
             progress.advance(len(made))
         progress.close()
-        said = [*notes, *job.notes(entries)]
+        said = [*notes, *_notes_on_seen(model, entries), *job.notes(entries)]
         record: dict[str, Any] = {
             "provenance": provenance(command),
             "method": method,
@@ -239,7 +195,8 @@ def explain_cells(
             "cells": [entry.record() for entry in entries],
         }
         write_json(staging / RECORD, record)
-        write_text(staging / PAGE, _page(model, entries, job, said, record["provenance"]))
+        page = gallery_page(job.title, job.meaning, entries, model.class_names, said, record["provenance"])
+        write_text(staging / PAGE, page)
         _publish(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -294,6 +251,19 @@ class MapJob:
     def title(self) -> str:
         """The method's name as its paper writes it."""
         return cam.method_named(self.method).title
+
+    @property
+    def meaning(self) -> str:
+        """How the pictures are to be read."""
+        strong = "red" if self.colours == ORIGINAL else "yellow"
+        return (
+            f"{self.title} at {', '.join(self.layers)}. Colour shows which places raise the score of a "
+            f"class, in shares of the highest value that any of the model's {len(self.model.class_names)} "
+            "classes reaches in the same cell at the same layer. It can be compared between the classes of "
+            "one cell, not between cells or layers. Where several maps stand side by side, "
+            f"{strong} speaks for the class and blue against it. A map shows what the network used, not "
+            "whether it was right."
+        )
 
     @property
     def judges(self) -> bool:
@@ -475,6 +445,10 @@ class GateJob:
     colours: str
     arrays: bool
     title = "Gates of the attention modules"
+    meaning = (
+        "Each picture runs from the place where a gate passes on least to where it passes on most. Gates say "
+        "what is passed on, not what it speaks for."
+    )
 
     def write(self, subjects: Sequence[Subject], folder: Path) -> Iterator[Entry]:
         """Show the gates of one batch."""
@@ -522,6 +496,18 @@ class GateJob:
     def notes(self, entries: Sequence[Entry]) -> list[str]:
         """Return what is to be said of all gates together."""
         return ["Gates depend on no class, and no verdict is given on them."]
+
+
+def _notes_on_seen(model: ModelFile, entries: Sequence[Entry]) -> list[str]:
+    seen = sum(entry.seen_in_training for entry in entries)
+    if seen:
+        return [
+            f"{seen:,} of {len(entries):,} cells took part in training, or show the same place as one that "
+            "did: their maps say nothing of new cells."
+        ]
+    if model.original:
+        return ["The original's checkpoint does not say which cells it was trained on."]
+    return []
 
 
 def _contrasts_in(targets: Targets) -> tuple[Contrast, ...]:
@@ -634,113 +620,3 @@ def _entry_of(cell: Explanation) -> Entry:
         float(cell.probabilities[cell.predicted]),
         cell.seen,
     )
-
-
-# --- the page ------------------------------------------------------------------------------------
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; margin: 2rem auto; max-width: 76rem;
-  padding: 0 1rem }
-h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere }
-nav a { margin-right: 1.2rem; white-space: nowrap } .notice { font-weight: 600 } .small { color: #57606a }
-.wrong { color: #a40e26 } .good { color: #116329 } section { border-top: 1px solid #d0d7de }
-img { max-width: 100%; height: auto; border: 1px solid #d0d7de; margin-bottom: .75rem; background: white }
-"""
-
-
-def _page(
-    model: ModelFile,
-    entries: Sequence[Entry],
-    job: MapJob | GateJob,
-    notes: Sequence[str],
-    record: dict[str, Any],
-) -> str:
-    """Return the page, with links relative to the folder that it lies in."""
-    by_class: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_class.setdefault(entry.class_name, []).append(entry)
-    write = html.escape
-    cells = _counted(len(entries), "cell")
-    parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{write(job.title)}: {cells}</title><style>{STYLE}</style></head><body>",
-        f"<h1>Where the network looked: {cells}</h1>",
-        f'<p class="notice">{RESEARCH_USE_ONLY}</p>',
-        f"<p>{write(_meaning(job, len(model.class_names)))}</p>",
-    ]
-    seen = sum(entry.seen_in_training for entry in entries)
-    if seen:
-        parts.append(
-            f'<p class="wrong">{_counted(seen, "cell")} of {len(entries)} took part in training, or show the '
-            "same place as one that did: their maps say nothing of new cells.</p>"
-        )
-    elif model.original:
-        parts.append("<p>The original's checkpoint does not say which cells it was trained on.</p>")
-    parts += ["<ul>", *(f"<li>{write(note)}</li>" for note in notes), "</ul>"]
-    parts.append(
-        f'<p class="small">Written {record["written"]} by Cervicyte {__version__} ({record["commit"]}). '
-        f'All figures: <a href="{RECORD}">{RECORD}</a>.</p>'
-    )
-    ordered = sorted(by_class)
-    parts.append("<nav>")
-    for number, name in enumerate(ordered):
-        parts.append(f'<a href="#class-{number}">{write(name)} ({len(by_class[name])})</a>')
-    parts.append("</nav>")
-    for number, name in enumerate(ordered):
-        parts.append(f'<section id="class-{number}"><h2>{write(name)}</h2>')
-        for entry in by_class[name]:
-            parts += _entry_html(entry, model.class_names, job)
-        parts.append("</section>")
-    return "\n".join([*parts, "</body></html>\n"])
-
-
-def _entry_html(entry: Entry, class_names: Sequence[str], job: MapJob | GateJob) -> Iterator[str]:
-    write = html.escape
-    said = f"Predicted {entry.predicted_class}, confidence {percent(entry.confidence)}"
-    yield f"<h3>{write(entry.name)}</h3>"
-    if entry.true_class is None:
-        truth = "true class unknown"
-    elif entry.true_class == entry.predicted_class:
-        truth = "this is the true class"
-    elif entry.true_class in class_names:
-        truth = f'<strong class="wrong">true class {write(entry.true_class)}</strong>'
-    else:
-        truth = f"true class {write(entry.true_class)}, none of the model's"
-    seen = ' <strong class="wrong">Took part in training.</strong>' if entry.seen_in_training else ""
-    yield f"<p>{write(said)}; {truth}.{seen}</p>"
-    if entry.on_padding:
-        shares = (f"{layer}: {panels.padding_sentence(one)}" for layer, one in entry.on_padding.items())
-        yield f'<p class="small">{write("; ".join(shares))}.</p>'
-    for layer, verdict in entry.verdicts.items():
-        kind = "good" if verdict.beats_controls else "wrong"
-        yield f'<p class="{kind}">{write(layer)}: {write(verdict.sentence)}</p>'
-    for file, shown in entry.panels:
-        alt = f"{job.title} of {entry.name} for {shown}. {said}."
-        link = quote(file)
-        yield f'<a href="{link}"><img loading="lazy" src="{link}" alt="{write(alt)}"></a>'
-    if entry.arrays:
-        links = ", ".join(f'<a href="{quote(file)}">{write(file)}</a>' for file in entry.arrays)
-        yield f'<p class="small">Raw: {links}</p>'
-
-
-def _meaning(job: MapJob | GateJob, class_count: int) -> str:
-    """Say how the pictures are to be read."""
-    if isinstance(job, GateJob):
-        return (
-            "Gates of the attention modules: each picture runs from the place where a gate passes on least "
-            "to where it passes on most. Gates depend on no class: they say what is passed on, not what it "
-            "speaks for."
-        )
-    return (
-        f"{job.title} at {', '.join(job.layers)}. Colour shows which places raise the score of a class: in "
-        f"shares of the highest value that any of the model's {class_count} classes reaches in the same cell "
-        "at the same layer. It can be compared between the classes of one cell, not between cells or layers. "
-        "Where several maps stand side by side, yellow speaks for the class and blue against it. A map shows "
-        "what the network used, not whether it was right."
-    )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
