@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_grad_cam
 import torch
+import torchcam.methods
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -110,6 +111,28 @@ def test_map_is_that_of_pytorch_grad_cam_before_its_rescaling(network, images, l
                 close(cam.explain(network, images, method, [layer], index, signed=True)[layer][:, 0], raw)
 
 
+@pytest.mark.parametrize("layer", ["layer3", "cbam4"])
+@pytest.mark.parametrize("method", ["grad-cam", "layercam", "grad-cam++"])
+def test_map_is_that_of_torch_cam_before_its_rescaling(network, images, layer, method):
+    """A second stranger's hooks and backward pass, and for two methods its formulas too.
+
+    torch-cam 0.5 does not divide by the denominator of Grad-CAM++ (see `grad_cam_plus_plus_formula`): of
+    that method its activations and gradients are taken, and the paper's quotient, in double precision.
+    """
+    index = 3
+    names = {"grad-cam": "GradCAM", "layercam": "LayerCAM", "grad-cam++": "GradCAMpp"}
+    with getattr(torchcam.methods, names[method])(network, network.get_submodule(layer)) as theirs:
+        expected = theirs(index, network(images), normalized=False)[0]
+        if method == "grad-cam++":
+            activations, g = theirs.hook_a[0].double(), theirs.hook_g[0].double()
+            activity = activations.sum((2, 3), keepdim=True)
+            alpha = torch.where(g == 0, 0, g**2 / (2 * g**2 + g**3 * activity))
+            weights = (alpha * g.relu()).sum((2, 3), keepdim=True)
+            expected = (weights * activations).sum(1).float()
+    network.zero_grad()
+    close(cam.explain(network, images, method, [layer], index)[layer][:, 0], expected.detach())
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-6, 1e-3, 1.0, 1e3]))
 def test_grad_cam_plus_plus_has_the_papers_derivatives_of_the_exponential(seed, scale):
@@ -143,7 +166,23 @@ def test_signed_hirescam_at_the_last_layer_adds_up_to_the_logit(network, images)
     signed = cam.explain(network, images, "hirescam", ["cbam4"], signed=True)["cbam4"]
     with torch.no_grad():
         logits = network(images)
-    close(signed.sum((2, 3)) + network.fc.bias, logits)
+    torch.testing.assert_close(signed.sum((2, 3)) + network.fc.bias, logits, rtol=0, atol=1e-4)
+
+
+def test_what_hirescam_leaves_unexplained_is_rounding_and_would_show_more(network, images):
+    found = cam.differentiate(network, images, ["cbam4"])
+    assert cam.unexplained_by_hirescam(network, found) < 1e-4
+    shifted = found._replace(logits=found.logits + torch.tensor([0, 0, 0.25, 0, 0]))
+    assert cam.unexplained_by_hirescam(network, shifted) == pytest.approx(0.25, abs=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["layer3", "layer4"])
+def test_gradients_of_all_classes_in_one_batch_are_those_of_each_class(network, images, layer):
+    x = network.features(images, layer).detach().requires_grad_()
+    logits = network.logits_from(x, layer)
+    alone = [torch.autograd.grad(logits[:, n].sum(), x, retain_graph=True)[0] for n in range(CLASSES)]
+    together = cam._gradients(logits, [x], torch.eye(CLASSES)[:, None].expand(-1, 2, -1), True)[0]
+    close(together, torch.stack(alone, 1), 1e-5)
 
 
 def test_signed_hirescam_of_a_contrast_adds_up_to_the_difference_of_logits(network, images):

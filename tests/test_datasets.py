@@ -25,7 +25,7 @@ from cervicyte.datasets.classes import (
     proper_names,
 )
 from cervicyte.datasets.groups import join_equal_contents, sipakmed_field_groups
-from cervicyte.datasets.layouts import Cell, read_dataset, read_images_or_dataset
+from cervicyte.datasets.layouts import Cell, evenly_spaced, read_dataset, read_images_or_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import DatasetError
 
@@ -486,11 +486,12 @@ def test_files_that_are_no_manifest_are_refused(tmp_path):
 
 def test_an_image_a_folder_of_images_and_a_data_set_can_all_be_looked_at(tmp_path):
     write_files(tmp_path, *(f"{folder}/{number}.png" for folder in "xy" for number in range(9)))
-    assert read_images_or_dataset(tmp_path / "x/3.png", 2) == [tmp_path / "x/3.png"]
-    assert read_images_or_dataset(tmp_path / "x", 3) == [tmp_path / f"x/{number}.png" for number in (0, 3, 6)]
-    assert len(read_images_or_dataset(tmp_path / "x", 100)) == 9
-    cells = read_images_or_dataset(tmp_path, 2)
-    assert [cell.label for cell in cells if isinstance(cell, Cell)] == ["x", "x", "y", "y"]
+    assert read_images_or_dataset(tmp_path / "x/3.png") == [tmp_path / "x/3.png"]
+    assert read_images_or_dataset(tmp_path / "x") == [tmp_path / f"x/{number}.png" for number in range(9)]
+    cells = read_images_or_dataset(tmp_path)
+    assert [cell.label for cell in cells if isinstance(cell, Cell)] == ["x"] * 9 + ["y"] * 9
+    assert evenly_spaced(range(9), 3) == [0, 3, 6]
+    assert evenly_spaced(range(3), 9) == [0, 1, 2]
 
 
 # --- the real cells --------------------------------------------------------------------------------

@@ -232,13 +232,16 @@ def test_after_weights_that_are_missing_the_same_command_with_others_goes_throug
         (["train", "CELLS", "--split", "no.csv"], "no.csv"),
         (["evaluate", "no.pth", "--data", "CELLS"], "no.pth"),
         (["explain", "no.pth", "CELLS"], "no.pth"),
+        (["explain", "MODEL", "nowhere"], "nowhere"),
+        (["explain", "MODEL", "CELLS", "--method", "guess"], "guess"),
         (["serve", "no.pth", "--no-browser"], "no.pth"),
         (["compare", "no_run", "no_other"], "no_run"),
     ],
 )
-def test_bad_input_gets_one_sentence_that_names_it(arguments, named, cells, tmp_path, monkeypatch):
+def test_bad_input_gets_one_sentence_that_names_it(arguments, named, run, cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = cervicyte(*[cells if argument == "CELLS" else argument for argument in arguments])
+    places = {"CELLS": cells, "MODEL": run / "best_model.pth"}
+    result = cervicyte(*[places.get(argument, argument) for argument in arguments])
     assert named in one_sentence(result)
 
 
@@ -299,20 +302,33 @@ def test_a_run_compared_with_itself_differs_by_nothing(run):
     assert "0.0000" in result.output
 
 
-def test_explain_leaves_maps_for_each_class(run, cells, tmp_path):
-    model = run / "best_model.pth"
-    result = cervicyte("explain", model, cells, "--out", tmp_path, "--class", "all", "--limit", "1")
+def test_explain_leaves_maps_of_unseen_cells_of_each_class(run, cells, tmp_path):
+    options = ["--limit", "1", "--no-verdict", "--arrays", "--colormap", "jet"]
+    result = cervicyte("explain", run / "best_model.pth", cells, "--out", tmp_path, *options)
     assert result.exit_code == 0, result.output
-    assert list((tmp_path / "gradcam_outputs").rglob("*.png"))
-    folders = (tmp_path / "gradcam_specific_class_outputs").iterdir()
-    assert {path.name for path in folders} == {"dark", "light"}
+    for folder, beginning in (("gradcam_outputs", ""), ("gradcam_specific_class_outputs", "specific_class_")):
+        names = sorted(path.name for path in (tmp_path / folder).iterdir())
+        assert [name.startswith(f"gradcam_{beginning}{label}_") for name, label in zip(
+            names, ("dark", "light"), strict=True
+        )] == [True, True]  # fmt: skip
+    assert "took part in training" in result.output
+    assert "HiResCAM at cbam4 plus the class's bias is its logit" in result.output
+    record = json.loads((tmp_path / "explanation.json").read_text())
+    parts = dict(line.split(",")[0::4] for line in (run / "split.csv").read_text().splitlines())
+    assert {parts[cell["name"]] for cell in record["cells"]} == {"test"}
 
 
-def test_a_single_unlabelled_image_can_be_explained(run, cells, tmp_path):
-    image = cells / "dark" / "001_01.png"
-    result = cervicyte("explain", run / "best_model.pth", image, "--out", tmp_path)
+def test_images_of_unknown_class_can_be_explained_with_a_verdict(run, cells, tmp_path):
+    images = [cells / label / "001_01.png" for label in ("dark", "light")]
+    result = cervicyte("explain", run / "best_model.pth", *images, "--out", tmp_path, "--target", "contrast")
     assert result.exit_code == 0, result.output
-    assert len(list((tmp_path / "gradcam_outputs").rglob("*.png"))) == 1
+    assert len(list((tmp_path / "gradcam_outputs").iterdir())) == 2
+    again = cervicyte("explain", run / "best_model.pth", images[0], "--out", tmp_path)
+    assert "--force" in one_sentence(again)
+    result = cervicyte("explain", run / "best_model.pth", images[0], "--out", tmp_path, "--force")
+    assert result.exit_code == 0, result.output
+    assert "Verdicts: " in result.output
+    assert len(list((tmp_path / "gradcam_outputs").iterdir())) == 1
 
 
 def test_help_answers_in_under_half_a_second():

@@ -399,38 +399,68 @@ def synth(
 @app.command()
 def explain(
     model: Model,
-    data: Data,
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, folders of images, or data sets; one or several.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder that takes the pictures.")] = Path("explanation"),
-    method: Annotated[str, typer.Option(help="grad-cam++, grad-cam, hirescam or layercam.")] = "grad-cam++",
+    method: Annotated[
+        str, typer.Option(help="grad-cam++, grad-cam, hirescam, layercam, or gates.")
+    ] = "grad-cam++",
     layer: Annotated[
-        list[str] | None, typer.Option(help="Of layer1, cbam1 … cbam4; repeatable. Default cbam4.")
-    ] = None,
-    class_: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Also maps for this class, or `all`; repeatable."),
+        typer.Option(help="Of layer1, cbam1 … layer4, cbam4; repeatable. Default: the last; gates: all."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many cells of each class.")] = 10,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "--class",
+            help="A class, `all` (default), `contrast` (why the predicted class and not the runner-up) or "
+            "`contrast:A,B`; repeatable.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="At most so many cells of each class, or of each folder of images.")
+    ] = 10,
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Of a data set, take cells that were seen in training too.")
+    ] = False,
+    colormap: Annotated[
+        str, typer.Option(help="inferno, cividis, viridis, or jet (the original's look).")
+    ] = "inferno",
+    arrays: Annotated[bool, typer.Option("--arrays", help="Write the raw maps too (.npz).")] = False,
+    verdict: Annotated[
+        bool, typer.Option("--verdict/--no-verdict", help="Hold each map against controls; takes most time.")
+    ] = True,
+    force: Force = False,
 ) -> None:
-    """Show where in each cell the network sees evidence for a class."""
-    from cervicyte.datasets.layouts import read_images_or_dataset
-    from cervicyte.explanation.cam import DEFAULT_LAYER
-    from cervicyte.explanation.panels import explain_cells
+    """Show where in each cell the network sees evidence for a class, or which places its gates pass on."""
+    from cervicyte.explanation.gallery import explain_cells
+    from cervicyte.explanation.samples import choose_cells
     from cervicyte.network.model_file import load_model_file
     from cervicyte.progress import TerminalProgress
 
     loaded = load_model_file(model)
-    chosen = read_images_or_dataset(data, limit)
-    wanted = list(loaded.class_names) if class_ and "all" in class_ else class_
-    index = explain_cells(
+    chosen, notes = choose_cells(loaded, images, limit, allow_seen)
+    gallery = explain_cells(
         loaded,
         chosen,
         out,
         method=method,
-        layers=tuple(layer or (DEFAULT_LAYER,)),
-        classes=wanted,
+        layers=layer,
+        targets=target,
+        colours=colormap,
+        arrays=arrays,
+        with_verdicts=verdict,
+        force=force,
+        notes=notes,
+        command=_command_line(),
         progress=TerminalProgress(),
     )
-    typer.echo(f"{index}: {len(chosen)} cells explained")
+    for note in gallery.notes:
+        typer.echo(note)
+    typer.echo(f"{gallery.page}: {len(chosen)} cells explained")
+    typer.echo(RESEARCH_USE_ONLY)
 
 
 @app.command()

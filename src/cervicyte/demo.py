@@ -8,7 +8,7 @@ from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.splits import cells_of, read_split
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.evaluation.run import SPLIT_NAME, train_and_evaluate
-from cervicyte.explanation.panels import explain_cells
+from cervicyte.explanation.gallery import explain_cells
 from cervicyte.network.model_file import load_model_file
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -61,8 +61,8 @@ def run_demo(
     ]
     # At 64 pixels the last layer's map has two by two places; the one before it shows more.
     index = explain_cells(
-        model, chosen, run, layers=("cbam3", "cbam4"), classes=list(model.class_names), progress=progress
-    )
+        model, chosen, run, layers=("cbam3", "cbam4"), force=True, command=command, progress=progress
+    ).page
 
     accuracy = metrics["overall"]["accuracy"]
     progress.say(

@@ -150,12 +150,11 @@ def read_dataset(root: Path, known_groups: bool = True) -> CellDataset:
         ) from error
 
 
-def read_images_or_dataset(root: Path, limit: int) -> list[Cell] | list[Path]:
+def read_images_or_dataset(root: Path) -> list[Cell] | list[Path]:
     """Return what there is to be looked at: labelled cells, or images of unknown class.
 
     Args:
         root: an image file, a folder of images, or a data set.
-        limit: of each class, or of a folder of images, so many are taken, evenly spaced by name.
 
     Raises:
         DatasetError: it is none of these.
@@ -166,13 +165,17 @@ def read_images_or_dataset(root: Path, limit: int) -> list[Cell] | list[Path]:
     if root.is_dir():
         folders, images, _ = _look_into(root)
         if images and not folders:
-            return _evenly_spaced(images, limit)
-    dataset = read_dataset(root)
-    of_class = [[cell for cell in dataset.cells if cell.label == label] for label in dataset.classes]
-    return [cell for cells in of_class for cell in _evenly_spaced(cells, limit)]
+            return images
+    return list(read_dataset(root).cells)
 
 
-def _evenly_spaced(things: Sequence[T], limit: int) -> list[T]:
+def evenly_spaced(things: Sequence[T], limit: int) -> list[T]:
+    """Return so many of the things, at most, in their order and far apart.
+
+    Example:
+        >>> evenly_spaced("abcdefghi", 3)
+        ['a', 'd', 'g']
+    """
     count = min(limit, len(things))
     return [things[position * len(things) // count] for position in range(count)]
 

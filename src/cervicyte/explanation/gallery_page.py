@@ -1,0 +1,136 @@
+"""The page of a folder of explanations, and what it and the record beside it say of each cell."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from cervicyte import __version__
+from cervicyte.explanation.panels import padding_sentence, percent
+from cervicyte.explanation.verdict import Verdict
+from cervicyte.pages import bullets, page_of, plural
+
+RECORD = "explanation.json"
+PICTURE_STYLE = "<style>main img { max-width: 100%; height: auto; margin-bottom: .75rem }</style>"
+
+
+@dataclass
+class Entry:
+    """What the page and the record say of one cell; files are relative to the page."""
+
+    name: str
+    true_class: str | None
+    predicted_class: str
+    confidence: float
+    seen_in_training: bool
+    question: str = ""
+    on_padding: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    panels: list[tuple[str, str]] = field(default_factory=list)  # (file, what it shows)
+    arrays: list[str] = field(default_factory=list)
+
+    @property
+    def class_name(self) -> str:
+        """The class that it stands under: the true one or, where that is unknown, the predicted one."""
+        return self.true_class or self.predicted_class
+
+    def record(self) -> dict[str, Any]:
+        """Return what the record says of it, as JSON values."""
+        return {
+            "name": self.name,
+            "true_class": self.true_class,
+            "predicted_class": self.predicted_class,
+            "confidence": round(self.confidence, 6),
+            "seen_in_training": self.seen_in_training,
+            "question": self.question,
+            "share_on_padding": {layer: round(share, 4) for layer, share in self.on_padding.items()},
+            "verdicts": {
+                layer: {
+                    "beats_controls": verdict.beats_controls,
+                    "score": round(verdict.score, 4),
+                    "controls": {name: round(value, 4) for name, value in verdict.controls.items()},
+                    "sentence": verdict.sentence,
+                }
+                for layer, verdict in self.verdicts.items()
+            },
+            "files": [*(file for file, _ in self.panels), *self.arrays],
+        }
+
+
+def gallery_page(
+    title: str,
+    meaning: str,
+    entries: Sequence[Entry],
+    class_names: Sequence[str],
+    notes: Sequence[str],
+    provenance: dict[str, Any],
+) -> str:
+    """Return the page, with links relative to the folder that it lies in.
+
+    Args:
+        title: of the method.
+        meaning: how the pictures are to be read.
+        entries: one a cell.
+        class_names: of the model.
+        notes: sentences on all cells together.
+        provenance: of the record.
+    """
+    by_class: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_class.setdefault(entry.class_name, []).append(entry)
+    write = html.escape
+    ordered = sorted(by_class)
+    links = "".join(
+        f'<a href="#class-{number}">{write(name)} ({len(by_class[name])})</a> '
+        for number, name in enumerate(ordered)
+    )
+    parts = [
+        PICTURE_STYLE,
+        f"<p>{write(meaning)}</p>",
+        bullets(notes),
+        f'<p class=note>All figures: <a href="{RECORD}">{RECORD}</a>.</p>',
+        f"<nav>{links}</nav>",
+    ]
+    for number, name in enumerate(ordered):
+        parts.append(f'<section id="class-{number}"><h2>{write(name)}</h2>')
+        for entry in by_class[name]:
+            parts += _entry_html(entry, class_names, title)
+        parts.append("</section>")
+    return page_of(
+        f"Where the network looked: {len(entries):,} {plural('cell', len(entries))}",
+        f"{write(title)}. Written {provenance['written']} by Cervicyte {__version__} "
+        f"({provenance['commit']}).",
+        [part + "\n" for part in parts],
+    )
+
+
+def _entry_html(entry: Entry, class_names: Sequence[str], title: str) -> Iterator[str]:
+    write = html.escape
+    said = f"Predicted {entry.predicted_class}, confidence {percent(entry.confidence)}"
+    yield f"<h3>{write(entry.name)}</h3>"
+    if entry.true_class is None:
+        truth = "true class unknown"
+    elif entry.true_class == entry.predicted_class:
+        truth = "this is the true class"
+    elif entry.true_class in class_names:
+        truth = f"<strong>true class {write(entry.true_class)}</strong>"
+    else:
+        truth = f"true class {write(entry.true_class)}, none of the model's"
+    seen = " <strong>This cell took part in training.</strong>" if entry.seen_in_training else ""
+    yield f"<p>{write(said)}; {truth}.{seen}</p>"
+    for layer, verdict in entry.verdicts.items():
+        mark = "beats its controls" if verdict.beats_controls else "does not beat its controls"
+        yield f"<p><strong>{write(layer)}: the map {mark}.</strong> {write(verdict.sentence)}</p>"
+    if entry.on_padding:
+        shares = (f"{layer}: {padding_sentence(share)}" for layer, share in entry.on_padding.items())
+        yield f"<p class=note>{write('; '.join(shares))}.</p>"
+    for file, shown in entry.panels:
+        alt = f"{title} of {entry.name} for {shown}. {said}."
+        link = quote(file)
+        yield f'<a href="{link}"><img loading="lazy" src="{link}" alt="{write(alt)}"></a>'
+    if entry.arrays:
+        links = ", ".join(f'<a href="{quote(file)}">{write(file)}</a>' for file in entry.arrays)
+        yield f"<p class=note>Raw: {links}</p>"
