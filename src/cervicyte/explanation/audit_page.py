@@ -18,7 +18,7 @@ from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation import charts
 from cervicyte.evaluation.tables import UNDEFINED, write_table
 from cervicyte.explanation import cam
-from cervicyte.explanation.audit_cells import ANOTHER_CELL
+from cervicyte.explanation.audit_cells import ANOTHER_CELL, map_name
 from cervicyte.explanation.audit_figures import ALL_CLASSES, as_table
 from cervicyte.explanation.controls import class_maps
 from cervicyte.explanation.panels import overlay
@@ -92,6 +92,7 @@ def reading(figures: Figures) -> list[str]:
     return [
         *_most_faithful(figures),
         *_beats_or_not(figures),
+        *_shown_by_default(figures),
         *_centre_bias(figures),
         *_where_not_to_trust(figures),
         *_sanity(figures),
@@ -134,6 +135,20 @@ def _beats_or_not(figures: Figures) -> list[str]:
     return [
         f"Over all cells {title_of_map(best)} {', '.join(parts)}. It beats all three at once on "
         f"{_plain_text(share, percent=True)} of the cells; on the others its map should not be trusted."
+    ]
+
+
+def _shown_by_default(figures: Figures) -> list[str]:
+    name = map_name(cam.DEFAULT_METHOD, cam.DEFAULT_LAYER)
+    best = figures["best"]["score"]
+    if name not in figures["explanations"] or name == best:
+        return []
+    behind = figures["against_best"]["score"][name]
+    share = figures["maps"][ALL_CLASSES][name]["beats_controls"]
+    return [
+        f"{title_of_map(name)}, which Cervicyte shows unless told otherwise, is behind the best "
+        f"map by {_plain_text(behind)} and beats all three controls on "
+        f"{_plain_text(share, percent=True)} of the cells."
     ]
 
 
@@ -427,7 +442,8 @@ def _interval_note(figures: Figures) -> str:
     return (
         f"<p class=note>In brackets: 95 % intervals from {intervals['draws']:,} bootstrap draws of whole "
         "groups. They hold for other cells of the same kind and this one network; another training run may "
-        "rank the methods otherwise.</p>"
+        "rank the methods otherwise. An interval without width is no certainty: draws cannot hold what was "
+        "not seen.</p>"
     )
 
 
