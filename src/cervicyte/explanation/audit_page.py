@@ -162,7 +162,7 @@ def _centre_bias(figures: Figures) -> list[str]:
         f"where the best map has {_plain_text(own)}"
     )
     if own["value"] and own["value"] > 0 and blob["value"] is not None:
-        sentence += f", that is {max(0.0, blob['value'] / own['value']):.0%} of it"
+        sentence += f", that is {100 * max(0.0, blob['value'] / own['value']):.0f} % of it"
     if like:
         sentence += f"; that map's rank correlation with the blob is {_plain_text(like)}"
     return [sentence + "."]
@@ -235,7 +235,7 @@ def _shortcut(figures: Figures) -> list[str]:
     chance = 1 / len(figures["class_names"])
     return [
         f"Accuracy when only one part of the image is visible, the rest filled ({filling}): {parts}. "
-        f"Guessing would give {chance:.0%}. What the background alone achieves above that is a "
+        f"Guessing would give {100 * chance:.0f} %. What the background alone achieves above that is a "
         "shortcut, or the shape of the hole that the cell leaves."
     ]
 
