@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from cervicyte.datasets.inspection import FILES, STATISTICS, TITLES, inspect_dataset
+from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.synthetic import APPEARANCES, CELLS_PER_FIELD, SyntheticCell, dataset_cell
 from cervicyte.datasets.unlike_groups import GROUP_OUTLYING, unlike_groups
 from cervicyte.evaluation import closer_look as closer
@@ -40,6 +41,7 @@ from cervicyte.evaluation.shortcuts import (
     hidden_region,
 )
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.progress import SILENT
 
 LABELS = ("Dyskeratotic", "Parabasal", "Superficial-Intermediate")
 SMALL = Preprocessing(image_size=64, canvas_size=64)
@@ -243,8 +245,10 @@ def test_every_doubted_label_stands_in_both_files(with_border):
     assert list(table.columns) == list(COLUMNS)
     assert table.to_dict("records") == content["label_errors"]["cells"]
     assert {path.name for path in out.iterdir()} == {
-        *FILES, "label_errors.csv", "features.npz", "features_of_background.npz",
+        *FILES, "label_errors.csv", "features",
     }  # fmt: skip
+    kept = {path.name for path in (out / "features").iterdir()}
+    assert kept == {"whole_crop_000.npz", "background_only_000.npz"}
 
 
 def test_the_page_shows_both_sections_and_needs_nothing_from_outside(with_border):
@@ -264,6 +268,31 @@ def test_a_second_look_reads_the_features_from_the_folder(with_border, monkeypat
 
     monkeypatch.setattr(cross_validation, "frozen_features", computed)
     assert looked_at(data, out)["shortcuts"] == content["shortcuts"]
+
+
+def test_an_interrupted_look_goes_on_with_the_next_file_of_features(tmp_path, monkeypatch):
+    cells = list(read_dataset(write_cells(tmp_path / "data", border=False)).cells)[:7]
+    computed: list[list[str]] = []
+
+    def features(some, *_):
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append([cell.name for cell in some])
+        return np.full((len(some), 2048), len(computed), np.float32)
+
+    def look():
+        contents = [cell.name for cell in cells]
+        return closer._features(cells, contents, "none", SMALL, tmp_path / "kept", "whole", SILENT)
+
+    monkeypatch.setattr(closer, "CELLS_IN_FILE", 3)
+    monkeypatch.setattr(cross_validation, "frozen_features", features)
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    monkeypatch.setattr(
+        cross_validation, "frozen_features", lambda some, *_: np.full((len(some), 2048), 9, np.float32)
+    )
+    assert look()[:, 0].tolist() == [1, 1, 1, 2, 2, 2, 9]
+    assert computed == [[cell.name for cell in cells[:3]], [cell.name for cell in cells[3:6]]]
 
 
 def test_classes_in_too_few_groups_are_said_not_judged(tmp_path):
