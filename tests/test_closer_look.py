@@ -44,7 +44,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.progress import SILENT
 
 LABELS = ("Dyskeratotic", "Parabasal", "Superficial-Intermediate")
-SMALL = Preprocessing(image_size=64, canvas_size=64)
+SMALL = Preprocessing(image_size=48, canvas_size=48)
 
 
 # --- folds ---------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def test_labels_that_the_probe_agrees_with_are_not_doubted():
 # --- shortcuts -----------------------------------------------------------------------------------
 
 
-def write_cells(root: Path, *, border: bool) -> Path:
+def write_cells(root: Path, *, border: bool, cells: int = 24) -> Path:
     """Write two classes that are drawn alike, each cell in a field of its own; a border may tell one."""
-    for number in range(36):
+    for number in range(cells):
         image = dataset_cell(LABELS[1], number * CELLS_PER_FIELD, 11).image.copy()
         label = "ab"[number % 2]
         if border and label == "b":
@@ -271,7 +271,7 @@ def test_a_second_look_reads_the_features_from_the_folder(with_border, monkeypat
 
 
 def test_an_interrupted_look_goes_on_with_the_next_file_of_features(tmp_path, monkeypatch):
-    cells = list(read_dataset(write_cells(tmp_path / "data", border=False)).cells)[:7]
+    cells = read_dataset(write_cells(tmp_path / "data", border=False, cells=7)).cells
     computed: list[list[str]] = []
 
     def features(some, *_):
@@ -306,7 +306,7 @@ def test_classes_in_too_few_groups_are_said_not_judged(tmp_path):
 
 
 def test_without_the_options_nothing_imports_torch(tmp_path):
-    data = write_cells(tmp_path / "data", border=False)
+    data = write_cells(tmp_path / "data", border=False, cells=4)
     code = (
         "import sys; from typer.testing import CliRunner; from cervicyte.cli import app;"
         f"result = CliRunner().invoke(app, ['inspect', {str(data)!r}, '--out', {str(tmp_path / 'out')!r}]);"
