@@ -29,6 +29,7 @@ from PIL import Image
 
 from cervicyte.datasets import twins
 from cervicyte.datasets.classes import PUBLISHED_CELLS, proper_names
+from cervicyte.datasets.crops import TURNS, WORKING_SIZE, Reduced, reduce_crop, working_scale
 from cervicyte.datasets.groups import SIPAKMED_PREFIX, group_by_name
 from cervicyte.datasets.layouts import (
     HERLEV_MASK,
@@ -40,7 +41,7 @@ from cervicyte.datasets.layouts import (
     CellDataset,
     read_dataset,
 )
-from cervicyte.datasets.twins import TURNS, Reduced, Twin
+from cervicyte.datasets.twins import Twin
 from cervicyte.errors import DatasetError, ImageError
 from cervicyte.images.reader import FORMAT_OF_SUFFIX, IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.progress import SILENT, Progress
@@ -220,7 +221,7 @@ def look_through(cells: Sequence[Cell], progress: Progress = SILENT) -> list[Loo
     """Read every image once. One that cannot be read is in the list, with the reason."""
     every = max(1, len(cells) // SIZES_SAMPLED)
     sides = [side for cell in cells[::every] if (side := _side(cell.path))]
-    scale = twins.working_scale(sides or [twins.WORKING_SIZE])
+    scale = working_scale(sides or [WORKING_SIZE])
     looks = []
     progress.start("Reading images", len(cells))
     with ThreadPoolExecutor() as pool:
@@ -262,7 +263,7 @@ def _look(path: Path, scale: float) -> Look:
         colour=_colour(image),
         statistics=_statistics(image, grey),
         # A whole field is no crop; what is smaller than a few points holds nothing to be compared.
-        reduced=None if large or min(height, width) < 8 else twins.reduce_crop(image, scale),
+        reduced=None if large or min(height, width) < 8 else reduce_crop(image, scale),
     )
 
 
