@@ -114,9 +114,7 @@ class _Nearest:
         found, cosine = (np.take_along_axis(values, order, axis=1) for values in (found, cosine))
         cosine[:, 1:][found[:, 1:] == found[:, :-1]] = -1
         best = np.argpartition(-cosine, self._count - 1, axis=1)[:, : self._count]
-        self._found, self._cosine = (
-            np.take_along_axis(values, best, axis=1) for values in (found, cosine)
-        )
+        self._found, self._cosine = (np.take_along_axis(values, best, axis=1) for values in (found, cosine))
 
     def pairs(self, least: float, turn: int) -> Iterator[tuple[Pair, float]]:
         for row, place in zip(*np.nonzero(self._cosine >= least), strict=True):

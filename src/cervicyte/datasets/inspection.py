@@ -3,8 +3,8 @@
 Every image is read once. What is found is named, listed whole in `inspection.json`, and shown on one page
 with the evidence side by side; `groups.csv` says what must stay on one side of a split.
 
-Left for later: likely label errors (cleanlab on out-of-fold probabilities), whether background or
-statistics alone predict the class (shortcuts), and matching whole fields.
+Left for later: likely label errors (cleanlab on out-of-fold probabilities), and whether background or
+statistics alone predict the class (shortcuts).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import pandas as pd
 from PIL import Image
 
 from cervicyte.datasets import twins
+from cervicyte.datasets.candidates import EXHAUSTIVE
 from cervicyte.datasets.classes import PUBLISHED_CELLS, proper_names
 from cervicyte.datasets.crops import TURNS, WORKING_SIZE, Reduced, reduce_crop, working_scale
 from cervicyte.datasets.groups import SIPAKMED_PREFIX, group_by_name
@@ -42,6 +43,7 @@ from cervicyte.datasets.layouts import (
     read_dataset,
 )
 from cervicyte.datasets.twins import Twin
+from cervicyte.datasets.whole_fields import FIELD_THRESHOLD, FieldMatches, field_files, match_fields
 from cervicyte.errors import DatasetError, ImageError
 from cervicyte.images.reader import FORMAT_OF_SUFFIX, IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.progress import SILENT, Progress
@@ -65,6 +67,7 @@ AUGMENTED_NAME = re.compile(
 PAIRS_SHOWN = 24  # in each gallery
 PICTURE_PIXELS = 112  # the longer side of a picture on the page
 SMALL_PICTURE_PIXELS = 56
+FIELD_PICTURE_PIXELS = 240
 LISTED = 12  # names shown of a finding; the rest stand in inspection.json
 
 STATISTICS = {
@@ -109,10 +112,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The result: the data set, its findings, twins by index into `dataset.cells`, the joined groups."""
+    """The result: the data set, its findings, twins by index into `dataset.cells`, the joined groups.
+
+    `fields` are the whole photographs, where there are any, and those that overlap.
+    """
 
     dataset: CellDataset
     findings: list[Finding]
+    fields: FieldMatches
     twins: list[Twin]
     groups: list[str]
     statistics: pd.DataFrame
@@ -157,7 +164,10 @@ def inspect_dataset(
     findings += _twin_findings(dataset, found, known_groups)
     pairs = [(twin.first, twin.second) for twin in found]
     pairs += [(same[0], other) for same in copies for other in same[1:]]
-    groups = twins.joined([cell.group for cell in dataset.cells], pairs, first=SIPAKMED_PREFIX)
+    by_crops = twins.joined([cell.group for cell in dataset.cells], pairs, first=SIPAKMED_PREFIX)
+    matches = match_fields(field_files(dataset.cells), progress)
+    groups = twins.joined(by_crops, _crops_of_fields(dataset.cells, matches), first=SIPAKMED_PREFIX)
+    findings += _field_findings(matches, by_crops, groups)
     findings += _label_findings(dataset.cells, pairs)
 
     statistics = pd.DataFrame(
@@ -167,7 +177,7 @@ def inspect_dataset(
         ],
         columns=["path", "label", *STATISTICS],
     )
-    inspection = Inspection(dataset, findings, found, groups, statistics)
+    inspection = Inspection(dataset, findings, matches, found, groups, statistics)
     _write(inspection, looks, Path(out), provenance(command), known_groups)
     return inspection
 
@@ -496,6 +506,31 @@ def _twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: bo
     return findings
 
 
+def _crops_of_fields(cells: Sequence[Cell], matches: FieldMatches) -> list[tuple[int, int]]:
+    """Return pairs of cells, by index: one of each overlapping field, and fields that lie among the cells."""
+    first_of: dict[str, int] = {}
+    at_path = {cell.path: index for index, cell in enumerate(cells)}
+    for index, cell in enumerate(cells):
+        first_of.setdefault(cell.field, index)
+    pairs = [(first_of[pair.first], first_of[pair.second]) for pair in matches.pairs]
+    pairs += [(first_of[name], at_path[path]) for name, path in matches.files.items() if path in at_path]
+    return pairs
+
+
+def _field_findings(matches: FieldMatches, before: Sequence[str], after: Sequence[str]) -> list[Finding]:
+    if not matches.pairs:
+        return []
+    joins = len(set(before)) - len(set(after))
+    return [
+        Finding(
+            "fields-joined",
+            f"{len(matches.pairs):,} pairs of the {len(matches.files):,} whole fields overlap; they join "
+            f"{joins:,} groups to others that neither names nor crops had joined.",
+            pairs=tuple((pair.first, pair.second) for pair in matches.pairs),
+        )
+    ]
+
+
 def _label_findings(cells: Sequence[Cell], pairs: Sequence[tuple[int, int]]) -> list[Finding]:
     contrary = sorted({pair for pair in pairs if cells[pair[0]].label != cells[pair[1]].label})
     if not contrary:
@@ -565,7 +600,12 @@ def _write(
         "groups": len(set(inspection.groups)),
         "largest_group": max(Counter(inspection.groups).values()),
         "twin_pairs": len(inspection.twins),
+        "twin_pairs_by_keypoints": sum(twin.partial for twin in inspection.twins),
+        "all_twin_pairs_listed": len(dataset.cells) <= EXHAUSTIVE,
         "twin_threshold": twins.THRESHOLD,
+        "whole_fields": len(inspection.fields.files),
+        "field_threshold": FIELD_THRESHOLD,
+        "field_pairs": [asdict(pair) for pair in inspection.fields.pairs],
         "findings": [asdict(finding) for finding in inspection.findings],
         "unreadable": [
             {"path": cell.name, "reason": look.error}
@@ -616,6 +656,7 @@ TITLES = {
     "twins": "Twins across fields",
     "twins-in-one-field": "Twins in one field",
     "twins-beyond-the-table": "Twins beyond the table",
+    "fields-joined": "Overlapping fields",
     "label-conflicts": "Label conflicts",
 }
 
@@ -626,6 +667,7 @@ def page(inspection: Inspection, looks: Sequence[Look], content: dict[str, Any])
         _section("At a glance", _key_figures(inspection, content)),
         _section("Findings", _findings_table(inspection.findings)),
         *_galleries(inspection),
+        *_field_gallery(inspection),
         _section("What the cells are like", *_class_parts(inspection, looks)),
         _section("Cells unlike their class", _outlier_table(content["outliers"], inspection.dataset.cells)),
         _section("Where this comes from", _origin(content)),
@@ -720,6 +762,11 @@ def _galleries(inspection: Inspection) -> list[str]:
             surest[::-1],
         ),
         (
+            "Crops that share a part",
+            "Found by keypoints: a neighbouring cell or a margin lies in both crops. The least sure first.",
+            sorted((twin for twin in across if twin.partial), key=lambda twin: twin.score),
+        ),
+        (
             "Twins across fields",
             "Evenly spaced by score.",
             [surest[place * len(surest) // shown] for place in range(shown)],
@@ -737,9 +784,32 @@ def _galleries(inspection: Inspection) -> list[str]:
             total = len(across) if title == "Twins across fields" else len(pairs)
             count = f"{total:,} pairs" if total <= PAIRS_SHOWN else f"{PAIRS_SHOWN} of {total:,} pairs"
             figures = "".join(_pair(cells, twin) for twin in pairs[:PAIRS_SHOWN])
-            note = f"<p class=note>{html.escape(text)} {count}; all stand in twins.csv.</p>"
+            note = f"<p class=note>{html.escape(text)} {count}; all found stand in twins.csv.</p>"
             sections.append(_section(title, note, f"<div class=pairs>{figures}</div>"))
     return sections
+
+
+def _field_gallery(inspection: Inspection) -> list[str]:
+    """Return the overlapping fields side by side, the least sure first, or nothing."""
+    fields = inspection.fields
+    figures = []
+    for pair in fields.pairs[: -PAIRS_SHOWN - 1 : -1]:
+        sides = "".join(
+            f"<div>{_picture_of(fields.files[name], name, FIELD_PICTURE_PIXELS)}"
+            f"<code>{html.escape(name)}</code></div>"
+            for name in (pair.first, pair.second)
+        )
+        words = f"{pair.score:.2f}, {pair.share:.0%}"
+        figures.append(f"<figure class=pair>{sides}<figcaption>{words}</figcaption></figure>")
+    if not figures:
+        return []
+    count = f"{len(figures)} of {len(fields.pairs):,}" if len(fields.pairs) > PAIRS_SHOWN else "All"
+    note = (
+        f"<p class=note>Whole photographs that show the same place in part: how well they agree there, and "
+        f"the share of the smaller one that overlaps. {count} pairs, the least sure first; all stand in "
+        "inspection.json.</p>"
+    )
+    return [_section("Overlapping fields", note, f"<div class=pairs>{''.join(figures)}</div>")]
 
 
 def _pair(cells: Sequence[Cell], twin: Twin) -> str:
@@ -756,13 +826,17 @@ def _pair(cells: Sequence[Cell], twin: Twin) -> str:
 
 def _picture(cell: Cell, side: int = PICTURE_PIXELS) -> str:
     """Return a small JPEG of a cell as an element."""
-    small = Image.fromarray(read_image(cell.path))
+    return _picture_of(cell.path, cell.name, side)
+
+
+def _picture_of(path: Path, name: str, side: int) -> str:
+    small = Image.fromarray(read_image(path))
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return (
-        f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(cell.name)}" width={small.width} '
+        f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(name)}" width={small.width} '
         f"height={small.height}>"
     )
 
@@ -867,7 +941,8 @@ def _origin(content: dict[str, Any]) -> str:
     warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in content["warnings"])
     caveat = (
         "Groups are what shows the same place, not patients. Two photographs of one cell that differ in "
-        "focus beyond recognition, and crops that share only a margin, are not found."
+        "focus beyond recognition are not found; nor are fields that overlap where no crop was cut, unless "
+        "the whole fields lie beside the crops."
     )
     return (
         f"<ul>{warnings}<li>{caveat}</li></ul>"

@@ -24,7 +24,7 @@ from cervicyte.progress import SILENT, Progress
 MOST_KEYPOINTS = 32  # of a crop, the strongest
 LEAST_CONTRAST, MOST_EDGE = 0.008, 15  # SIFT's; blurred cells have little contrast
 EXACT_KEYPOINTS = 40_000  # up to so many are compared each with each
-DIMENSIONS = 48  # of a descriptor in the search, of 128
+DIMENSIONS = 32  # of a descriptor in the search, of 128
 NEIGHBOURS, PROBES = 8, 4  # matches of a keypoint, and lists that are looked into
 FARTHEST = 0.3  # squared distance of matches in the search, where 2 is that of strangers
 FARTHEST_OF_PAIR = 0.5  # the same between two pictures that are looked at together
@@ -37,7 +37,7 @@ SEARCHED = 1 << 16  # queries at once
 
 @dataclass(frozen=True)
 class Keypoints:
-    """Keypoints of one picture: places float32 [n, 2] x and y, sizes float32 [n], descriptors uint8 [n, 128]."""
+    """Keypoints of a picture: places x, y float32 [n, 2], sizes float32 [n], descriptors uint8 [n, 128]."""
 
     places: np.ndarray
     sizes: np.ndarray
@@ -49,20 +49,20 @@ NO_KEYPOINTS = Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), 
 
 def find_keypoints(grey: np.ndarray, most: int = MOST_KEYPOINTS) -> Keypoints:
     """Return the strongest keypoints of a picture, uint8 [H, W]."""
-    sift = cv2.SIFT_create(contrastThreshold=LEAST_CONTRAST, edgeThreshold=MOST_EDGE)
+    sift = cv2.SIFT.create(contrastThreshold=LEAST_CONTRAST, edgeThreshold=MOST_EDGE)
     strongest: dict[tuple[float, float, float], cv2.KeyPoint] = {}
     # One that has several directions comes several times.
     for point in sorted(sift.detect(grey, None), key=lambda point: (-point.response, point.pt)):
-        strongest.setdefault((*point.pt, point.size), point)
+        strongest.setdefault((point.pt[0], point.pt[1], point.size), point)
     chosen = list(strongest.values())[:most]
     for point in chosen:
         point.angle = 0.0
-    chosen, descriptors = sift.compute(grey, chosen) if chosen else ((), None)
-    if descriptors is None:
+    if not chosen:
         return NO_KEYPOINTS
+    described, descriptors = sift.compute(grey, chosen)
     return Keypoints(
-        np.array([point.pt for point in chosen], np.float32),
-        np.array([point.size for point in chosen], np.float32),
+        np.array([point.pt for point in described], np.float32),
+        np.array([point.size for point in described], np.float32),
         descriptors.astype(np.uint8),
     )
 
@@ -113,13 +113,10 @@ def sharing_pairs(
 
 
 def agreed_shift(first: Keypoints, second: Keypoints, least: int) -> np.ndarray | None:
-    """Return the shift from the first to the second picture on which at least so many places agree, or None."""
+    """Return the shift from first to second picture on which at least so many places agree, or None."""
     if min(len(first.places), len(second.places)) < least:
         return None
-    likeness = _rooted(first.descriptors) @ _rooted(second.descriptors).T
-    near = 2 - 2 * likeness < FARTHEST_OF_PAIR
-    near &= np.abs(np.subtract.outer(np.log(first.sizes), np.log(second.sizes))) < np.log(SIZE_RATIO)
-    ones, others = np.nonzero(near)
+    ones, others = np.nonzero(_distances(first, second) < FARTHEST_OF_PAIR)
     if len(ones) < least:
         return None
     places, shifts = first.places[ones], second.places[others] - first.places[ones]
@@ -137,6 +134,24 @@ def agreed_shift(first: Keypoints, second: Keypoints, least: int) -> np.ndarray 
     return None if best is None else np.median(shifts[best], axis=0)
 
 
+def matches(first: Keypoints, second: Keypoints) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of keypoints of both pictures that are each other's nearest."""
+    if not len(first.places) or not len(second.places):
+        return np.zeros(0, int), np.zeros(0, int)
+    distances = _distances(first, second)
+    nearest = distances.argmin(1)
+    ones = np.arange(len(nearest))
+    mutual = (distances.argmin(0)[nearest] == ones) & (distances[ones, nearest] < FARTHEST_OF_PAIR)
+    return ones[mutual], nearest[mutual]
+
+
+def _distances(first: Keypoints, second: Keypoints) -> np.ndarray:
+    """Return squared distances of descriptors, 9 where the keypoints are of different size."""
+    distances = 2 - 2 * _rooted(first.descriptors) @ _rooted(second.descriptors).T
+    ratio = np.abs(np.subtract.outer(np.log(first.sizes), np.log(second.sizes)))
+    return np.where(ratio < np.log(SIZE_RATIO), distances, 9.0)
+
+
 def _rooted(descriptors: np.ndarray) -> np.ndarray:
     """Return the square roots of descriptors, float32 [n, 128], of length 1."""
     values = descriptors.astype(np.float32)
@@ -144,13 +159,13 @@ def _rooted(descriptors: np.ndarray) -> np.ndarray:
 
 
 def _projected(pictures: Sequence[Keypoints], counts: np.ndarray) -> np.ndarray:
-    """Return all descriptors on their principal axes, float32 [n, DIMENSIONS]: what tells most of them."""
+    """Return all descriptors on their principal axes, float16 [n, DIMENSIONS]: what tells most of them."""
     every = max(1, int(counts.sum()) // 50_000)
     sample = np.concatenate([_rooted(one.descriptors[::every]) for one in pictures])
     middle = sample.mean(0)
     _, axes = np.linalg.eigh(np.cov(sample - middle, rowvar=False))
     axes = axes[:, : -DIMENSIONS - 1 : -1].astype(np.float32)
-    vectors = np.empty((int(counts.sum()), DIMENSIONS), np.float32)
+    vectors = np.empty((int(counts.sum()), DIMENSIONS), np.float16)
     begin = 0
     for one, count in zip(pictures, counts, strict=True):
         vectors[begin : begin + count] = (_rooted(one.descriptors) - middle) @ axes
@@ -158,9 +173,7 @@ def _projected(pictures: Sequence[Keypoints], counts: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _votes(
-    first: np.ndarray, second: np.ndarray, shifts: np.ndarray
-) -> list[tuple[tuple[int, int], int]]:
+def _votes(first: np.ndarray, second: np.ndarray, shifts: np.ndarray) -> list[tuple[tuple[int, int], int]]:
     """Return the pairs of pictures with enough matches of about one shift, and how many.
 
     Shifts are counted in squares, on four grids of them, so that none is cut by every grid.
@@ -170,7 +183,7 @@ def _votes(
     votes: dict[tuple[int, int], int] = defaultdict(int)
     for right in (0, SHIFT_PX / 2):
         for down in (0, SHIFT_PX / 2):
-            cells = np.floor((shifts + (right, down)) / SHIFT_PX).astype(np.int64) + (1 << 11)
+            cells = np.floor((shifts + np.array([right, down])) / SHIFT_PX).astype(np.int64) + (1 << 11)
             keys = np.stack([first.astype(np.int64) << 31 | second, cells[:, 0] << 12 | cells[:, 1]], axis=1)
             keys = keys[np.lexsort(keys.T[::-1])]
             bounds = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(1), True])

@@ -18,7 +18,10 @@ BLOCK = 4096  # queries whose distances are held at once
 
 
 class Lists:
-    """Vectors, float32 [n, d], ready to be searched; one list, which is exact, or many."""
+    """Vectors, float [n, d], ready to be searched; one list, which is exact, or many.
+
+    They may be of half precision to save memory; products are made in single precision.
+    """
 
     def __init__(self, vectors: np.ndarray, exact: bool, pool: ThreadPoolExecutor) -> None:
         """Sort the vectors into lists.
@@ -34,7 +37,7 @@ class Lists:
         of_vector = self._nearest_centres(vectors, 1)[:, 0]
         self._ids = np.argsort(of_vector, kind="stable").astype(np.int32)
         self._vectors = vectors[self._ids]
-        self._halves = 0.5 * np.einsum("nd,nd->n", self._vectors, self._vectors)
+        self._halves = 0.5 * _squared_lengths(self._vectors)
         self._starts = np.searchsorted(of_vector[self._ids], np.arange(len(self._centres) + 1))
 
     def search(self, queries: np.ndarray, count: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,9 +57,10 @@ class Lists:
             if start == end:
                 return
             kept = min(count, end - start)
+            members = self._vectors[start:end].astype(np.float32, copy=False)
             for begin in range(bounds[which], bounds[which + 1], BLOCK):
                 places = order[begin : min(begin + BLOCK, bounds[which + 1])]
-                values = queries[places // probes] @ self._vectors[start:end].T
+                values = queries[places // probes].astype(np.float32, copy=False) @ members.T
                 values -= self._halves[start:end]
                 best = np.argpartition(values, -kept, axis=1)[:, -kept:]
                 found[places, :kept] = self._ids[start:end][best]
@@ -65,12 +69,15 @@ class Lists:
         list(self._pool.map(look_into, np.flatnonzero(np.diff(bounds)).tolist()))
         found, likeness = found.reshape(len(queries), -1), likeness.reshape(len(queries), -1)
         best = np.argsort(-likeness, axis=1, kind="stable")[:, :count]
-        lengths = np.einsum("nd,nd->n", queries, queries)
-        distances = lengths[:, None] - 2 * np.take_along_axis(likeness, best, axis=1)
+        distances = _squared_lengths(queries)[:, None] - 2 * np.take_along_axis(likeness, best, axis=1)
         return np.take_along_axis(found, best, axis=1), distances
 
     def _nearest_centres(self, vectors: np.ndarray, count: int) -> np.ndarray:
         return _nearest_of(self._centres, vectors, count, self._pool)
+
+
+def _squared_lengths(vectors: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32)
 
 
 def _nearest_of(centres: np.ndarray, vectors: np.ndarray, count: int, pool: ThreadPoolExecutor) -> np.ndarray:
@@ -78,11 +85,11 @@ def _nearest_of(centres: np.ndarray, vectors: np.ndarray, count: int, pool: Thre
     nearest = np.zeros((len(vectors), count), np.int32)
     if len(centres) == 1:
         return nearest
-    halves = 0.5 * np.einsum("nd,nd->n", centres, centres)
+    halves = 0.5 * _squared_lengths(centres)
 
     def compare(begin: int) -> None:
         block = slice(begin, begin + BLOCK)
-        values = vectors[block] @ centres.T - halves
+        values = vectors[block].astype(np.float32, copy=False) @ centres.T - halves
         if count == 1:
             nearest[block, 0] = values.argmax(1)
         else:
@@ -95,9 +102,9 @@ def _nearest_of(centres: np.ndarray, vectors: np.ndarray, count: int, pool: Thre
 def _centres(vectors: np.ndarray, count: int, pool: ThreadPoolExecutor) -> np.ndarray:
     """Return k-means centres of a sample; one that loses its vectors stays where it was."""
     if count == 1:
-        return vectors[:1]
+        return vectors[:1].astype(np.float32)
     rng = np.random.default_rng(0)
-    sample = vectors[np.sort(rng.permutation(len(vectors))[: SAMPLED * count])]
+    sample = vectors[np.sort(rng.permutation(len(vectors))[: SAMPLED * count])].astype(np.float32)
     centres = sample[rng.permutation(len(sample))[:count]].copy()
     for _ in range(ROUNDS):
         of_vector = _nearest_of(centres, sample, 1, pool)[:, 0]

@@ -164,8 +164,8 @@ def find_twins(
     with one_thread_a_call(), ThreadPoolExecutor() as pool:
         search = _Search(crops, fields, threshold, bounded, pool, progress, Components(len(crops)), {})
         resembling = resembling_pairs(crops, pool, exhaustive, progress)
-        ranked = sorted(resembling, key=lambda pair: (-resembling[pair], pair))
-        search.score("Verifying pairs", ranked, search.whole)
+        search.score("Verifying pairs", _surest_first(resembling), search.whole)
+        resembling.clear()  # some hundred MB of a large data set
         keypoints = [crop.keypoints for crop in crops]
         known = search.without_turn()
         sharing = [
@@ -204,6 +204,10 @@ def joined(groups: Sequence[str], pairs: Iterable[tuple[int, int]], first: str =
     for one, other in pairs:
         components.join(place[groups[one]], place[groups[other]])
     return [names[components.of(place[group])] for group in groups]
+
+
+def _surest_first(resembling: dict[Pair, float]) -> list[Pair]:
+    return sorted(resembling, key=lambda pair: (-resembling[pair], pair))
 
 
 def _joined_fields(search: _Search, tried: set[tuple[str, str]]) -> set[tuple[str, str]]:
