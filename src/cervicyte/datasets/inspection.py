@@ -234,7 +234,7 @@ def look_through(cells: Sequence[Cell], progress: Progress = SILENT) -> list[Loo
     scale = working_scale(sides or [WORKING_SIZE])
     looks = []
     progress.start("Reading images", len(cells))
-    with ThreadPoolExecutor() as pool:
+    with twins.one_thread_a_call(), ThreadPoolExecutor() as pool:
         for look in pool.map(lambda cell: _look(cell.path, scale), cells):
             looks.append(look)
             progress.advance()

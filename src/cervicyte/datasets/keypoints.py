@@ -23,7 +23,7 @@ from cervicyte.progress import SILENT, Progress
 
 MOST_KEYPOINTS = 32  # of a crop, the strongest
 LEAST_CONTRAST, MOST_EDGE = 0.008, 15  # SIFT's; blurred cells have little contrast
-EXACT_KEYPOINTS = 40_000  # up to so many are compared each with each
+EXACT_KEYPOINTS = 15_000  # up to so many are compared each with each
 DIMENSIONS = 32  # of a descriptor in the search, of 128
 NEIGHBOURS, PROBES = 8, 4  # matches of a keypoint, and lists that are looked into
 FARTHEST = 0.3  # squared distance of matches in the search, where 2 is that of strangers

@@ -14,7 +14,8 @@ import numpy as np
 
 LIST_SIZE = 800  # vectors; exact search is as fast up to a few lists
 ROUNDS, SAMPLED = 6, 32  # of k-means, and the vectors it looks at for each centre
-BLOCK = 4096  # queries whose distances are held at once
+BLOCK = 4096  # queries whose distances are held at once, at most
+HELD = 1 << 22  # distances held at once by a thread
 
 
 class Lists:
@@ -52,21 +53,25 @@ class Lists:
         order = np.argsort(lists.ravel(), kind="stable")
         bounds = np.searchsorted(lists.ravel()[order], np.arange(len(self._centres) + 1))
 
-        def look_into(which: int) -> None:
+        def look_into(task: tuple[int, int, int]) -> None:
+            which, begin, last = task
             start, end = self._starts[which : which + 2]
-            if start == end:
-                return
             kept = min(count, end - start)
+            places = order[begin:last]
             members = self._vectors[start:end].astype(np.float32, copy=False)
-            for begin in range(bounds[which], bounds[which + 1], BLOCK):
-                places = order[begin : min(begin + BLOCK, bounds[which + 1])]
-                values = queries[places // probes].astype(np.float32, copy=False) @ members.T
-                values -= self._halves[start:end]
-                best = np.argpartition(values, -kept, axis=1)[:, -kept:]
-                found[places, :kept] = self._ids[start:end][best]
-                likeness[places, :kept] = np.take_along_axis(values, best, axis=1)
+            values = queries[places // probes].astype(np.float32, copy=False) @ members.T
+            values -= self._halves[start:end]
+            best = np.argpartition(values, -kept, axis=1)[:, -kept:]
+            found[places, :kept] = self._ids[start:end][best]
+            likeness[places, :kept] = np.take_along_axis(values, best, axis=1)
 
-        list(self._pool.map(look_into, np.flatnonzero(np.diff(bounds)).tolist()))
+        tasks = []
+        for which, members in enumerate(np.diff(self._starts).tolist()):
+            if members:
+                rows = min(BLOCK, max(1, HELD // members))
+                begins = range(int(bounds[which]), int(bounds[which + 1]), rows)
+                tasks += [(which, begin, min(begin + rows, int(bounds[which + 1]))) for begin in begins]
+        list(self._pool.map(look_into, tasks))
         found, likeness = found.reshape(len(queries), -1), likeness.reshape(len(queries), -1)
         best = np.argsort(-likeness, axis=1, kind="stable")[:, :count]
         distances = _squared_lengths(queries)[:, None] - 2 * np.take_along_axis(likeness, best, axis=1)
