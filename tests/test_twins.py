@@ -15,6 +15,7 @@ from cervicyte.datasets.alignment import pair_score
 from cervicyte.datasets.crops import TURNS, inverse_turn, reduce_crop, turned
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.synthetic import APPEARANCES, dataset_cell
+from cervicyte.datasets.synthetic_fields import draw_scene, photograph
 from cervicyte.images.reader import read_image
 
 LABELS = tuple(APPEARANCES)
@@ -152,6 +153,32 @@ def test_the_other_crops_of_joined_photographs_are_tried(monkeypatch):
     monkeypatch.setattr(twins, "resembling_pairs", lambda *_: {(0, 2, 0): 1.0})
     monkeypatch.setattr(twins, "sharing_pairs", lambda *_: [])
     assert found_pairs(images, ["a", "a", "b", "b"]) == {(0, 2), (1, 3)}
+
+
+def test_crops_that_share_only_a_margin_are_found_and_marked():
+    """Two photographs of one scene; the boxes moved so far that their middles differ."""
+    scene = draw_scene(7, 1, 900, 900, 6)
+    shots = [photograph(scene, 700, 700, seed=1)]
+    shots.append(photograph(scene, 700, 700, degrees=2, blur_px=0.8, exposure=0.85, seed=2))
+    crops = [shots[0].image[200:400, 200:420], shots[1].image[200:400, 310:530]]
+    others = [dataset_cell(label, number, 9).image for label in LABELS for number in range(4)]
+    reduced = [reduce_crop(image, SCALE) for image in [*crops, *others]]
+    found = twins.find_twins(reduced, [str(index) for index in range(len(reduced))])
+    assert [(twin.first, twin.second, twin.partial) for twin in found] == [(0, 1, True)]
+
+
+def test_large_sets_get_the_same_groups_from_fewer_pairs(monkeypatch):
+    """Beyond `exhaustive`, inverted lists are used and pairs that are joined already left out."""
+    monkeypatch.setattr(twins, "LEAST_ROUND", 1)
+    rng = np.random.default_rng(3)
+    images = [dataset_cell(label, number, 4).image for label in LABELS[:4] for number in range(3)]
+    images += [photographs(rng, image) for image in images for _ in range(3)]
+    crops = [reduce_crop(image, SCALE) for image in images]
+    alone = [str(index) for index in range(len(crops))]
+    ways = [twins.find_twins(crops, alone, exhaustive=exhaustive) for exhaustive in (len(crops), 0)]
+    groups = [twins.joined(alone, [(twin.first, twin.second) for twin in found]) for found in ways]
+    assert groups[0] == groups[1]
+    assert len(ways[1]) < len(ways[0])
 
 
 def test_no_cell_and_one_cell_have_no_twins():

@@ -58,18 +58,24 @@ def pair_score(first: Reduced, second: Reduced, turn: int = 0) -> float:
     return float(np.clip(aligned.correlation * (0.8 + 0.2 * aligned.overlap / union), 0, 1))
 
 
-def part_score(first: Reduced, second: Reduced, least_keypoints: int) -> float:
+def part_score(first: Reduced, second: Reduced, least_keypoints: int, least_share: float = 0.0) -> float:
     """Return how surely two crops share a part, 0 to 1; 0 if too few keypoints agree where it moved.
 
     The score is the correlation of middle and fine band in that part: how little the boxes have in common
     says nothing here, since keypoints that agree are evidence of their own.
+
+    Args:
+        first, second: see `reduce_crop`, of one scale.
+        least_keypoints: so many must agree.
+        least_share: of the smaller crop, that must lie in both.
     """
     shift = agreed_shift(first.keypoints, second.keypoints, least_keypoints)
     if shift is None:
         return 0.0
     warp = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
     aligned = align(first.grey, second.grey, warp, LEAST_MIDDLE_OF_PART, LARGEST_TURN_OF_PART)
-    if aligned is None or aligned.overlap < LEAST_OVERLAP_OF_PART:
+    least = max(LEAST_OVERLAP_OF_PART, least_share * min(first.grey.size, second.grey.size))
+    if aligned is None or aligned.overlap < least:
         return 0.0
     return max(0.0, min(1.0, aligned.correlation))
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from cervicyte.datasets.synthetic import APPEARANCES, dataset_cell
 
-CELLS_OF_SEED = 4000  # scenes of one seed take their cells from so many a class
 FEATHER = 0.06  # of a cell's diameter, over which it fades into the background
 
 
@@ -54,9 +53,9 @@ def draw_scene(seed: int, number: int, height: int, width: int, cells: int) -> S
     light = rng.uniform((195, 200, 205), (235, 240, 245))
     transmitted = _background(rng, height, width)
     boxes, labels = [], []
-    for _ in range(cells):
+    for which in range(cells):
         label = str(rng.choice(list(APPEARANCES)))
-        drawn = dataset_cell(label, int(rng.integers(CELLS_OF_SEED)), seed)
+        drawn = dataset_cell(label, number * cells + which, seed)  # no cell lies in two scenes
         image, mask = drawn.image, drawn.cell
         turns = int(rng.integers(4))
         image, mask = np.rot90(image, turns), np.rot90(mask, turns)
