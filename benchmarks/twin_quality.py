@@ -8,8 +8,8 @@ nothing with the finder) are weighted by the inverse of the probability with whi
 tuning half may be looked at as often as one likes; each opening of the test half is recorded beside the file.
 
 Crops of one photograph that overlap hold the same pixels, so there the truth needs no eye: both figures are
-given, with same-field pairs as labelled, and with them judged by their pixels, twins if as much of the smaller
-crop lies in both as the finder asks for.
+given, with same-field pairs as labelled, and with them judged by their pixels, twins if as much of the
+smaller crop lies in both as the finder asks for.
 
 Each run replaces its own part of quality.json and writes the page anew from all parts.
 """
@@ -192,8 +192,8 @@ def listed(table: pd.DataFrame, column: str) -> list[tuple[Any, ...]]:
 def shared_pixels(first: Path, second: Path) -> float:
     """Return the share of the smaller of two crops of one photograph that lies in both.
 
-    Their pixels are compared at every shift. Where crops overlap they are equal but for JPEG: correlations are
-    0.997 and more, of others in the tuning half 0.96 and less.
+    Their pixels are compared at every shift. Where crops overlap they are equal but for JPEG: correlations
+    are 0.997 and more, of others in the tuning half 0.96 and less.
 
     Correlation where they overlap, for all shifts at once by Fourier transforms (Padfield, "Masked object
     registration in the Fourier domain", IEEE TIP 21(5), 2012).
@@ -464,8 +464,8 @@ def labelled_lines(half: str, figures: dict[str, Any]) -> list[str]:
     lines.append("")
     for one in figures["labelled_otherwise_than_pixels_say"]:
         lines.append(
-            f"- {' and '.join(one['pair'])}: labelled {one['verdict']}; {one['share']:.0%} of the smaller lies "
-            "in both, pixel by pixel."
+            f"- {' and '.join(one['pair'])}: labelled {one['verdict']}; {one['share']:.0%} of the "
+            "smaller lies in both, pixel by pixel."
         )
     for one in figures["mistakes"]:
         said = "found" if one["found"] else "not found"

@@ -44,8 +44,9 @@ so it scores high, and a round nucleus resembles another in one of seven turns b
 
 LEAST_KEYPOINTS = 4  # that agree on a shift
 LEAST_KEYPOINTS_BETWEEN_JOINED = 3  # the same between photographs that other pairs join
-# Boxes drawn in one photograph overlap at their margins everywhere, which tells nothing. In the tuning half of
-# benchmarks/twins/labelled_pairs.csv, those judged to be twins have 43 % or more in common, others up to 30 %.
+# Boxes drawn in one photograph overlap at their margins everywhere, which tells nothing. In the tuning half
+# of benchmarks/twins/labelled_pairs.csv, those judged to be twins have 43 % or more in common, others up to
+# 30 %.
 LEAST_SHARE_IN_ONE_FIELD = 0.35
 """Of the smaller of two crops of one photograph, that must lie in both."""
 
