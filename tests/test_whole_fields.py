@@ -104,5 +104,10 @@ def test_a_field_that_cannot_be_read_matches_none(tmp_path, scenes):
     assert [(pair.first, pair.second) for pair in match_fields(files).pairs] == [("a", "b")]
 
 
+def test_small_pictures_that_are_numbered_like_fields_are_none(tmp_path, scenes):
+    image = photographs_of(scenes[0], 1)[0].image[:300, :300]
+    assert match_fields({name: write(tmp_path / f"{name}.png", image) for name in "ab"}).pairs == ()
+
+
 def test_a_data_set_without_fields_has_none(tmp_path):
     assert match_fields({}) == FieldMatches({})

@@ -112,7 +112,8 @@ class _Search:
             chunk = pairs[begin : begin + size]
             worth = [pair for pair in chunk if self._is_open(pair)]
             batches = [worth[start : start + BATCH] for start in range(0, len(worth), BATCH)]
-            self.progress.advance(len(chunk) - len(worth))
+            if len(worth) < len(chunk):
+                self.progress.advance(len(chunk) - len(worth))
             for batch, found in zip(
                 batches, self.pool.map(lambda batch: [look(pair) for pair in batch], batches), strict=True
             ):

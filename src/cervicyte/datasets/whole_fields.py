@@ -28,6 +28,7 @@ from cervicyte.errors import ImageError
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image
 from cervicyte.progress import SILENT, Progress
 
+LEAST_SIDE = 400  # pixels; what is smaller and numbered like a field is none, such as a mask
 FIELD_SIZE = 768  # pixels, the longer side to which the largest field is reduced
 MOST_KEYPOINTS, FEWEST_KEYPOINTS = 400, 100  # of a field
 KEYPOINTS_IN_ALL = 2_000_000  # so that they fit into memory however many fields there are
@@ -71,9 +72,13 @@ def field_files(cells: Sequence[Cell]) -> dict[str, Path]:
 
     @functools.cache
     def in_folder(folder: Path) -> dict[str, Path]:
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError:  # the crops could be read without it
+            return {}
         return {
             path.stem: path
-            for path in sorted(folder.iterdir())
+            for path in inside
             if WHOLE_FIELD.fullmatch(path.stem) and path.suffix.lower() in IMAGE_SUFFIXES
         }
 
@@ -91,7 +96,7 @@ def field_files(cells: Sequence[Cell]) -> dict[str, Path]:
 
 
 def match_fields(files: dict[str, Path], progress: Progress = SILENT) -> FieldMatches:
-    """Return the pairs of fields that overlap. A field that cannot be read matches none."""
+    """Return the pairs of fields that overlap. What cannot be read or is no field matches none."""
     names = sorted(files)
     if len(names) < 2:
         return FieldMatches(files)
@@ -178,10 +183,12 @@ def _longer_side(path: Path) -> int | None:
 
 
 def _reduced(path: Path, scale: float) -> np.ndarray | None:
-    """Return a field, grey and reduced, or None if it cannot be read."""
+    """Return a field, grey and reduced, or None if it cannot be read or is too small for one."""
     try:
         grey = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
     except ImageError:
+        return None
+    if min(grey.shape) < LEAST_SIDE:
         return None
     size = [max(8, round(side * scale)) for side in grey.shape[::-1]]
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
