@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from cervicyte.datasets.inspection import FILES, STATISTICS, TITLES, inspect_dataset
+from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.synthetic import APPEARANCES, CELLS_PER_FIELD, SyntheticCell, dataset_cell
 from cervicyte.datasets.unlike_groups import GROUP_OUTLYING, unlike_groups
 from cervicyte.evaluation import closer_look as closer
@@ -40,9 +41,10 @@ from cervicyte.evaluation.shortcuts import (
     hidden_region,
 )
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.progress import SILENT
 
 LABELS = ("Dyskeratotic", "Parabasal", "Superficial-Intermediate")
-SMALL = Preprocessing(image_size=64, canvas_size=64)
+SMALL = Preprocessing(image_size=48, canvas_size=48)
 
 
 # --- folds ---------------------------------------------------------------------------------------
@@ -174,9 +176,9 @@ def test_labels_that_the_probe_agrees_with_are_not_doubted():
 # --- shortcuts -----------------------------------------------------------------------------------
 
 
-def write_cells(root: Path, *, border: bool) -> Path:
+def write_cells(root: Path, *, border: bool, cells: int = 24) -> Path:
     """Write two classes that are drawn alike, each cell in a field of its own; a border may tell one."""
-    for number in range(36):
+    for number in range(cells):
         image = dataset_cell(LABELS[1], number * CELLS_PER_FIELD, 11).image.copy()
         label = "ab"[number % 2]
         if border and label == "b":
@@ -243,8 +245,10 @@ def test_every_doubted_label_stands_in_both_files(with_border):
     assert list(table.columns) == list(COLUMNS)
     assert table.to_dict("records") == content["label_errors"]["cells"]
     assert {path.name for path in out.iterdir()} == {
-        *FILES, "label_errors.csv", "features.npz", "features_of_background.npz",
+        *FILES, "label_errors.csv", "features",
     }  # fmt: skip
+    kept = {path.name for path in (out / "features").iterdir()}
+    assert kept == {"whole_crop_000.npz", "background_only_000.npz"}
 
 
 def test_the_page_shows_both_sections_and_needs_nothing_from_outside(with_border):
@@ -266,6 +270,31 @@ def test_a_second_look_reads_the_features_from_the_folder(with_border, monkeypat
     assert looked_at(data, out)["shortcuts"] == content["shortcuts"]
 
 
+def test_an_interrupted_look_goes_on_with_the_next_file_of_features(tmp_path, monkeypatch):
+    cells = read_dataset(write_cells(tmp_path / "data", border=False, cells=7)).cells
+    computed: list[list[str]] = []
+
+    def features(some, *_):
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append([cell.name for cell in some])
+        return np.full((len(some), 2048), len(computed), np.float32)
+
+    def look():
+        contents = [cell.name for cell in cells]
+        return closer._features(cells, contents, "none", SMALL, tmp_path / "kept", "whole", SILENT)
+
+    monkeypatch.setattr(closer, "CELLS_IN_FILE", 3)
+    monkeypatch.setattr(cross_validation, "frozen_features", features)
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    monkeypatch.setattr(
+        cross_validation, "frozen_features", lambda some, *_: np.full((len(some), 2048), 9, np.float32)
+    )
+    assert look()[:, 0].tolist() == [1, 1, 1, 2, 2, 2, 9]
+    assert computed == [[cell.name for cell in cells[:3]], [cell.name for cell in cells[3:6]]]
+
+
 def test_classes_in_too_few_groups_are_said_not_judged(tmp_path):
     for number in range(8):
         path = tmp_path / "data" / f"kind {'ab'[number // 4]}" / f"{number:03d}_01.png"
@@ -277,7 +306,7 @@ def test_classes_in_too_few_groups_are_said_not_judged(tmp_path):
 
 
 def test_without_the_options_nothing_imports_torch(tmp_path):
-    data = write_cells(tmp_path / "data", border=False)
+    data = write_cells(tmp_path / "data", border=False, cells=4)
     code = (
         "import sys; from typer.testing import CliRunner; from cervicyte.cli import app;"
         f"result = CliRunner().invoke(app, ['inspect', {str(data)!r}, '--out', {str(tmp_path / 'out')!r}]);"

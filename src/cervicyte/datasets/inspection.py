@@ -4,7 +4,7 @@ Every image is read once. What is found is named, listed whole in `inspection.js
 with the evidence side by side; `groups.csv` says what must stay on one side of a split.
 
 Likely label errors and shortcuts need a network: `evaluation.closer_look` finds them and hands them in
-as an `Addition`. Left for later: matching whole fields.
+as an `Addition`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ import pandas as pd
 from PIL import Image
 
 from cervicyte.datasets import twins
+from cervicyte.datasets.candidates import EXHAUSTIVE
 from cervicyte.datasets.classes import PUBLISHED_CELLS, proper_names
+from cervicyte.datasets.crops import TURNS, WORKING_SIZE, Reduced, reduce_crop, working_scale
 from cervicyte.datasets.groups import SIPAKMED_PREFIX, group_by_name
 from cervicyte.datasets.layouts import (
     HERLEV_MASK,
@@ -40,8 +42,9 @@ from cervicyte.datasets.layouts import (
     CellDataset,
     read_dataset,
 )
-from cervicyte.datasets.twins import TURNS, Reduced, Twin
+from cervicyte.datasets.twins import Twin
 from cervicyte.datasets.unlike_groups import FEWEST_CELLS, GROUP_OUTLYING, group_medians, unlike_groups
+from cervicyte.datasets.whole_fields import FIELD_THRESHOLD, FieldMatches, field_files, match_fields
 from cervicyte.errors import DatasetError, ImageError
 from cervicyte.images.reader import FORMAT_OF_SUFFIX, IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.progress import SILENT, Progress
@@ -65,6 +68,7 @@ AUGMENTED_NAME = re.compile(
 PAIRS_SHOWN = 24  # in each gallery
 PICTURE_PIXELS = 112  # the longer side of a picture on the page
 SMALL_PICTURE_PIXELS = 56
+FIELD_PICTURE_PIXELS = 240
 LISTED = 12  # names shown of a finding; the rest stand in inspection.json
 
 STATISTICS = {
@@ -109,10 +113,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The result: the data set, its findings, twins by index into `dataset.cells`, the joined groups."""
+    """The result: the data set, its findings, twins by index into `dataset.cells`, the joined groups.
+
+    `fields` are the whole photographs, where there are any, and those that overlap.
+    """
 
     dataset: CellDataset
     findings: list[Finding]
+    fields: FieldMatches
     twins: list[Twin]
     groups: list[str]
     statistics: pd.DataFrame
@@ -172,7 +180,10 @@ def inspect_dataset(
     findings += _twin_findings(dataset, found, known_groups)
     pairs = [(twin.first, twin.second) for twin in found]
     pairs += [(same[0], other) for same in copies for other in same[1:]]
-    groups = twins.joined([cell.group for cell in dataset.cells], pairs, first=SIPAKMED_PREFIX)
+    by_crops = twins.joined([cell.group for cell in dataset.cells], pairs, first=SIPAKMED_PREFIX)
+    matches = match_fields(field_files(dataset.cells), progress)
+    groups = twins.joined(by_crops, _crops_of_fields(dataset.cells, matches), first=SIPAKMED_PREFIX)
+    findings += _field_findings(matches, by_crops, groups)
     findings += _label_findings(dataset.cells, pairs)
 
     statistics = pd.DataFrame(
@@ -182,7 +193,7 @@ def inspect_dataset(
         ],
         columns=["path", "label", "group", *STATISTICS],
     )
-    inspection = Inspection(dataset, findings, found, groups, statistics)
+    inspection = Inspection(dataset, findings, matches, found, groups, statistics)
     _write(inspection, looks, Path(out), provenance(command), known_groups, Addition())
     if look_closer is not None:
         addition = look_closer(inspection)
@@ -240,10 +251,10 @@ def look_through(cells: Sequence[Cell], progress: Progress = SILENT) -> list[Loo
     """Read every image once. One that cannot be read is in the list, with the reason."""
     every = max(1, len(cells) // SIZES_SAMPLED)
     sides = [side for cell in cells[::every] if (side := _side(cell.path))]
-    scale = twins.working_scale(sides or [twins.WORKING_SIZE])
+    scale = working_scale(sides or [WORKING_SIZE])
     looks = []
     progress.start("Reading images", len(cells))
-    with ThreadPoolExecutor() as pool:
+    with twins.one_thread_a_call(), ThreadPoolExecutor() as pool:
         for look in pool.map(lambda cell: _look(cell.path, scale), cells):
             looks.append(look)
             progress.advance()
@@ -282,7 +293,7 @@ def _look(path: Path, scale: float) -> Look:
         colour=_colour(image),
         statistics=_statistics(image, grey),
         # A whole field is no crop; what is smaller than a few points holds nothing to be compared.
-        reduced=None if large or min(height, width) < 8 else twins.reduce_crop(image, scale),
+        reduced=None if large or min(height, width) < 8 else reduce_crop(image, scale),
     )
 
 
@@ -515,6 +526,31 @@ def _twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: bo
     return findings
 
 
+def _crops_of_fields(cells: Sequence[Cell], matches: FieldMatches) -> list[tuple[int, int]]:
+    """Return pairs of cells, by index: one of each overlapping field, and fields that lie among the cells."""
+    first_of: dict[str, int] = {}
+    at_path = {cell.path: index for index, cell in enumerate(cells)}
+    for index, cell in enumerate(cells):
+        first_of.setdefault(cell.field, index)
+    pairs = [(first_of[pair.first], first_of[pair.second]) for pair in matches.pairs]
+    pairs += [(first_of[name], at_path[path]) for name, path in matches.files.items() if path in at_path]
+    return pairs
+
+
+def _field_findings(matches: FieldMatches, before: Sequence[str], after: Sequence[str]) -> list[Finding]:
+    if not matches.pairs:
+        return []
+    joins = len(set(before)) - len(set(after))
+    return [
+        Finding(
+            "fields-joined",
+            f"{len(matches.pairs):,} pairs of the {len(matches.files):,} whole fields overlap; they join "
+            f"{joins:,} groups to others that neither names nor crops had joined.",
+            pairs=tuple((pair.first, pair.second) for pair in matches.pairs),
+        )
+    ]
+
+
 def _label_findings(cells: Sequence[Cell], pairs: Sequence[tuple[int, int]]) -> list[Finding]:
     contrary = sorted({pair for pair in pairs if cells[pair[0]].label != cells[pair[1]].label})
     if not contrary:
@@ -589,7 +625,12 @@ def _write(
         "groups": len(set(inspection.groups)),
         "largest_group": max(Counter(inspection.groups).values()),
         "twin_pairs": len(inspection.twins),
+        "twin_pairs_by_keypoints": sum(twin.partial for twin in inspection.twins),
+        "all_twin_pairs_listed": len(dataset.cells) <= EXHAUSTIVE,
         "twin_threshold": twins.THRESHOLD,
+        "whole_fields": len(inspection.fields.files),
+        "field_threshold": FIELD_THRESHOLD,
+        "field_pairs": [asdict(pair) for pair in inspection.fields.pairs],
         "findings": [asdict(finding) for finding in inspection.findings],
         "unreadable": [
             {"path": cell.name, "reason": look.error}
@@ -643,6 +684,7 @@ TITLES = {
     "twins": "Twins across fields",
     "twins-in-one-field": "Twins in one field",
     "twins-beyond-the-table": "Twins beyond the table",
+    "fields-joined": "Overlapping fields",
     "label-conflicts": "Label conflicts",
     "label-errors": "Likely label errors",
     "shortcuts": "Shortcuts",
@@ -660,6 +702,7 @@ def page(
         _section("At a glance", _key_figures(inspection, content)),
         _section("Findings", _findings_table(inspection.findings)),
         *_galleries(inspection),
+        *_field_gallery(inspection),
         *(_section(title, part) for title, part in added),
         _section("What the cells are like", *_class_parts(inspection, looks)),
         _section("Cells unlike their class", _outlier_table(content["outliers"], inspection.dataset.cells)),
@@ -756,6 +799,11 @@ def _galleries(inspection: Inspection) -> list[str]:
             surest[::-1],
         ),
         (
+            "Crops that share a part",
+            "Found by keypoints: a neighbouring cell or a margin lies in both crops. The least sure first.",
+            sorted((twin for twin in across if twin.partial), key=lambda twin: twin.score),
+        ),
+        (
             "Twins across fields",
             "Evenly spaced by score.",
             [surest[place * len(surest) // shown] for place in range(shown)],
@@ -773,9 +821,32 @@ def _galleries(inspection: Inspection) -> list[str]:
             total = len(across) if title == "Twins across fields" else len(pairs)
             count = f"{total:,} pairs" if total <= PAIRS_SHOWN else f"{PAIRS_SHOWN} of {total:,} pairs"
             figures = "".join(_pair(cells, twin) for twin in pairs[:PAIRS_SHOWN])
-            note = f"<p class=note>{html.escape(text)} {count}; all stand in twins.csv.</p>"
+            note = f"<p class=note>{html.escape(text)} {count}; all found stand in twins.csv.</p>"
             sections.append(_section(title, note, f"<div class=pairs>{figures}</div>"))
     return sections
+
+
+def _field_gallery(inspection: Inspection) -> list[str]:
+    """Return the overlapping fields side by side, the least sure first, or nothing."""
+    fields = inspection.fields
+    figures = []
+    for pair in fields.pairs[: -PAIRS_SHOWN - 1 : -1]:
+        sides = "".join(
+            f"<div>{pixels_as_picture(read_image(fields.files[name]), name, FIELD_PICTURE_PIXELS)}"
+            f"<code>{html.escape(name)}</code></div>"
+            for name in (pair.first, pair.second)
+        )
+        words = f"{pair.score:.2f}, {pair.share:.0%}"
+        figures.append(f"<figure class=pair>{sides}<figcaption>{words}</figcaption></figure>")
+    if not figures:
+        return []
+    count = f"{len(figures)} of {len(fields.pairs):,}" if len(fields.pairs) > PAIRS_SHOWN else "All"
+    note = (
+        f"<p class=note>Whole photographs that show the same place in part: how well they agree there, and "
+        f"the share of the smaller one that overlaps. {count} pairs, the least sure first; all stand in "
+        "inspection.json.</p>"
+    )
+    return [_section("Overlapping fields", note, f"<div class=pairs>{''.join(figures)}</div>")]
 
 
 def _pair(cells: Sequence[Cell], twin: Twin) -> str:
@@ -798,6 +869,7 @@ def picture(cell: Cell, side: int = PICTURE_PIXELS) -> str:
 def pixels_as_picture(image: np.ndarray, description: str, side: int = PICTURE_PIXELS) -> str:
     """Return an image, uint8 [H, W, 3], as an element that shows it as a small JPEG."""
     small = Image.fromarray(image)
+
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
@@ -938,7 +1010,8 @@ def _origin(content: dict[str, Any]) -> str:
     warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in content["warnings"])
     caveat = (
         "Groups are what shows the same place, not patients. Two photographs of one cell that differ in "
-        "focus beyond recognition, and crops that share only a margin, are not found."
+        "focus beyond recognition are not found; nor are fields that overlap where no crop was cut, unless "
+        "the whole fields lie beside the crops."
     )
     return (
         f"<ul>{warnings}<li>{caveat}</li></ul>"

@@ -6,13 +6,14 @@ in the inspection's folder, so that a second look takes seconds and an interrupt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cervicyte.datasets.inspection import Addition, Inspection
-from cervicyte.evaluation.cross_validation import FEATURES_NAME, cached_features, features_key
+from cervicyte.datasets.layouts import Cell
+from cervicyte.evaluation.cross_validation import cached_features, features_key
 from cervicyte.evaluation.label_errors import CSV_NAME, label_error_addition
 from cervicyte.evaluation.out_of_fold import (
     FOLDS,
@@ -33,7 +34,8 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import sha256_of_file
 
-BACKGROUND_FEATURES_NAME = "features_of_background.npz"
+FEATURES_FOLDER = "features"
+CELLS_IN_FILE = 1000  # of features: what an interruption may cost
 
 
 def closer_look(
@@ -76,18 +78,18 @@ def closer_look(
         groups = list(table["group"])
 
         def probe_of(seen: Preprocessing, name: str) -> np.ndarray:
-            key = features_key(contents, backbone, seen)
-            features = cached_features(cells, key, backbone, seen, Path(out) / name, progress)
+            kept = Path(out) / FEATURES_FOLDER
+            features = _features(cells, contents, backbone, seen, kept, name, progress)
             return out_of_fold_probabilities(features, targets, groups, len(class_names), fitted_probe)
 
-        whole = probe_of(preprocessing, FEATURES_NAME)
+        whole = probe_of(preprocessing, WHOLE)
         added = Addition(content={"classes_in_too_few_groups": left_out})
         if label_errors:
             addition, doubted = label_error_addition(inspection, table, whole, class_names)
             write_table(doubted, Path(out) / CSV_NAME)
             added = _together(added, addition)
         if shortcuts:
-            background = probe_of(BackgroundOnly(**preprocessing.model_dump()), BACKGROUND_FEATURES_NAME)
+            background = probe_of(BackgroundOnly(**preprocessing.model_dump()), BACKGROUND)
             progress.start("Shortcuts", 1)
             rows = statistics_rows(table, cells, class_names)
             rows.append(row_of(BACKGROUND, cells, groups, background, class_names))
@@ -97,6 +99,33 @@ def closer_look(
         return added
 
     return look
+
+
+def _features(
+    cells: Sequence[Cell],
+    contents: Sequence[str],
+    backbone: str,
+    preprocessing: Preprocessing,
+    kept: Path,
+    name: str,
+    progress: Progress,
+) -> np.ndarray:
+    """Return frozen features, float32 [N, 2048], kept in files of `CELLS_IN_FILE` cells each.
+
+    Args:
+        cells: the N cells; `contents` are the SHA-256 of their files.
+        backbone, preprocessing: see `frozen_features`.
+        kept: the folder of the files, which begin with `name`.
+    """
+    parts = []
+    for start in range(0, len(cells), CELLS_IN_FILE):
+        part = slice(start, start + CELLS_IN_FILE)
+        key = features_key(contents[part], backbone, preprocessing)
+        file = kept / f"{name}_{start // CELLS_IN_FILE:03d}.npz"
+        if len(cells) > CELLS_IN_FILE and not file.exists():
+            progress.say(f"{name.replace('_', ' ').capitalize()}: from cell {start:,} of {len(cells):,}")
+        parts.append(cached_features(cells[part], key, backbone, preprocessing, file, progress))
+    return np.concatenate(parts)
 
 
 def _together(one: Addition, other: Addition) -> Addition:
