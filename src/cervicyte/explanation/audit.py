@@ -29,6 +29,7 @@ from cervicyte.explanation.audit_cells import (
 from cervicyte.explanation.audit_figures import figures_of
 from cervicyte.explanation.audit_page import write_audit
 from cervicyte.explanation.audit_records import RECORDS_NAME, Audit, append, begin
+from cervicyte.explanation.faithfulness import score_precision
 from cervicyte.network.model_file import ModelFile, load_model_file
 from cervicyte.progress import SILENT, Progress
 
@@ -108,6 +109,7 @@ def audit_model(
         "settings": json.loads(json.dumps(asdict(settings))),
         "model": {key: value for key, value in facts_of_model(model).items() if value is not None},
         "class_names": list(model.class_names),
+        "score_precision": score_precision(),
         "data": dataset.root.name,
         "cells": [cell.name for cell in chosen],
         "cells_available": len(candidates),

@@ -428,6 +428,7 @@ def _origin(figures: Figures) -> list[str]:
     origin = figures["provenance"]
     about = {key: value for key, value in origin.items() if key not in ("notice", "versions")}
     chosen = {"settings": figures["settings"], "split": figures["split"], "data": figures["data"]}
+    chosen["scores computed in"] = figures["score_precision"]
     chosen["cells that there were"] = figures["cells_available"]
     chosen["cells seen in training"] = figures["cells_seen_in_training"]
     return [
