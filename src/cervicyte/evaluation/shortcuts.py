@@ -191,7 +191,8 @@ def _subject(name: str) -> str:
     if name == BACKGROUND:
         return "The background in the corners of the crops alone"
     if name == ALL_STATISTICS:
-        return f"Nothing but {', '.join(title.lower() for title, _, _ in STATISTICS.values())} together"
+        *most, last = (title.lower() for title, _, _ in STATISTICS.values())
+        return f"The set of {', '.join(most)} and {last}, and nothing else,"
     return f"{TITLES[name]} alone ({STATISTICS[name][2].split(':')[0]})"
 
 
