@@ -103,7 +103,7 @@ def wilson_interval(right: int, of: int) -> list[float]:
     share = right / of
     middle = share + z * z / (2 * of)
     reach = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return [round((middle + sign * reach) / (1 + z * z / of), 4) for sign in (-1, 1)]
+    return [round(abs(middle + sign * reach) / (1 + z * z / of), 4) for sign in (-1, 1)]
 
 
 def precision_and_recall(table: pd.DataFrame) -> dict[str, Any]:

@@ -212,14 +212,14 @@ def test_a_group_of_the_table_gives_its_name():
 @needs_shared
 @pytest.mark.full
 def test_real_twins_across_fields_lie_within_the_known_groups():
-    """Three of 421 pairs do not, and by eye those three are twins that the table misses."""
+    """Nine of 583 pairs do not, and by eye those are twins that the table misses."""
     dataset = read_dataset(SHARED / "data" / "sipakmed")
     crops = [reduce_crop(read_image(cell.path), 0.55) for cell in dataset.cells]
     found = twins.find_twins(crops, [cell.field for cell in dataset.cells])
     table = pd.DataFrame([(dataset.cells[t.first], dataset.cells[t.second]) for t in found])
     across = [(one, other) for one, other in table.to_numpy() if one.field != other.field]
     known = [(one, other) for one, other in across if one.group == other.group]
-    assert len(across) >= 400
+    assert len(across) >= 560
     assert len(known) >= 0.98 * len(across)
     conflicts = {(one.field, other.field) for one, other in across if one.label != other.label}
     assert {number for pair in conflicts for number in pair} >= {

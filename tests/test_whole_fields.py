@@ -21,7 +21,7 @@ SHIFT = (290, -120)
 
 @pytest.fixture(scope="session")
 def scenes() -> list[Scene]:
-    return [draw_scene(3, number, 1000, 1400, 8) for number in range(3)]
+    return [draw_scene(3, number, 760, 1240, 5) for number in range(3)]
 
 
 def photographs_of(scene: Scene, seed: int) -> tuple[Photograph, Photograph]:

@@ -39,7 +39,7 @@ LARGEST_SCALE = 1.03  # or its inverse; a microscope does not zoom
 LARGEST_TURN = 10.0  # degrees
 LEAST_MIDDLE = 0.3  # correlation of the middle band from which a pair is refined
 LEAST_SHARE = 0.02  # of the smaller field, that overlaps
-FIELD_THRESHOLD = 0.60  # mean correlation of both bands; strangers do not get so far
+FIELD_THRESHOLD = 0.50  # mean correlation of both bands; where both show empty glass, noise lowers it
 FIELDS_HELD = 64  # reduced pictures in memory
 
 
