@@ -4,7 +4,7 @@ r"""How well twins are found: precision and recall on labelled pairs and on draw
     OMP_NUM_THREADS=1 python benchmarks/twin_quality.py --scenes 150
 
 Labelled pairs (`benchmarks/twins/labelled_pairs.csv`, drawn by `twin_candidates.py` from a search that shares
-nothing with the finder) are weighted by the inverse of the probability with which they were drawn. The
+nothing with the finder; judged once, by one reader, a language model that saw no names, labels or scores) are weighted by the inverse of the probability with which they were drawn. The
 tuning half may be looked at as often as one likes; each opening of the test half is recorded beside the file.
 
 Crops of one photograph that overlap hold the same pixels, so there the truth needs no eye: both figures are
@@ -159,6 +159,9 @@ def labelled_figures(
         }
     )
     sure = table[table["verdict"] != "unsure"]
+    correction = pairs["correction"].reset_index(drop=True)
+    corrected = table.assign(truth=(correction.where(correction != "", table["verdict"]) == "twin"))
+    corrected = corrected[corrected["verdict"] != "unsure"]
     by_pixels = table.copy()
     same = by_pixels["same_field"]
     shares = [shared_pixels(path_of[one], path_of[other]) for one, other in table.loc[same, "pair"]]
@@ -173,6 +176,11 @@ def labelled_figures(
         "unsure_left_out": len(table) - len(sure),
         "as_labelled": precision_and_recall(sure),
         "different_fields": precision_and_recall(sure[~sure["same_field"]]),
+        "corrected": precision_and_recall(corrected),
+        "different_fields_corrected": precision_and_recall(corrected[~corrected["same_field"]]),
+        "corrections": pairs.loc[
+            pairs["correction"] != "", ["path_a", "path_b", "correction", "why"]
+        ].to_dict("records"),
         "same_field_by_pixels": precision_and_recall(by_pixels),
         "labelled_otherwise_than_pixels_say": [
             {"pair": list(pair), "verdict": verdict, "share": round(share, 3), "weight": weight}
@@ -455,9 +463,17 @@ def labelled_lines(half: str, figures: dict[str, Any]) -> list[str]:
         "| | precision | recall |",
         "| --- | --- | --- |",
     ]
+    # A label that proved wrong stays, and so do the figures with it.
+    corrected_rows: tuple[tuple[str, str], ...] = ()
+    if figures["corrections"]:
+        corrected_rows = (
+            ("different field numbers, labels corrected", "different_fields_corrected"),
+            ("all pairs, labels corrected", "corrected"),
+        )
     for title, key in (
         ("different field numbers", "different_fields"),
         ("all pairs, as labelled", "as_labelled"),
+        *corrected_rows,
         ("all pairs, same-field pairs judged by their pixels", "same_field_by_pixels"),
     ):
         lines.append(f"| {title} | {rate(figures[key]['precision'])} | {rate(figures[key]['recall'])} |")
@@ -470,6 +486,10 @@ def labelled_lines(half: str, figures: dict[str, Any]) -> list[str]:
     for one in figures["mistakes"]:
         said = "found" if one["found"] else "not found"
         lines.append(f"- {' and '.join(one['pair'])}: labelled {one['verdict']}, {said}.")
+    for one in figures["corrections"]:
+        lines.append(
+            f"- {one['path_a']} and {one['path_b']}: corrected to {one['correction']}, {one['why']}."
+        )
     return [*lines, ""]
 
 
