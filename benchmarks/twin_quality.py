@@ -3,9 +3,10 @@ r"""How well twins are found: precision and recall on labelled pairs and on draw
     OMP_NUM_THREADS=1 python benchmarks/twin_quality.py --data ../shared/data/sipakmed --half tuning
     OMP_NUM_THREADS=1 python benchmarks/twin_quality.py --scenes 150
 
-Labelled pairs (`benchmarks/twins/labelled_pairs.csv`, drawn by `twin_candidates.py` from a search that shares
-nothing with the finder; judged once, by one reader, a language model that saw no names, labels or scores) are weighted by the inverse of the probability with which they were drawn. The
-tuning half may be looked at as often as one likes; each opening of the test half is recorded beside the file.
+Labelled pairs (`benchmarks/twins/labelled_pairs.csv`, drawn by `twin_candidates.py` from a search that
+shares nothing with the finder; judged once, by one reader, a language model that saw neither names nor
+scores) are weighted by the inverse of the probability with which they were drawn. The tuning half may be
+looked at as often as one likes; each opening of the test half is recorded beside the file.
 
 Crops of one photograph that overlap hold the same pixels, so there the truth needs no eye: both figures are
 given, with same-field pairs as labelled, and with them judged by their pixels, twins if as much of the
@@ -465,7 +466,7 @@ def labelled_lines(half: str, figures: dict[str, Any]) -> list[str]:
     ]
     # A label that proved wrong stays, and so do the figures with it.
     corrected_rows: tuple[tuple[str, str], ...] = ()
-    if figures["corrections"]:
+    if figures.get("corrections"):
         corrected_rows = (
             ("different field numbers, labels corrected", "different_fields_corrected"),
             ("all pairs, labels corrected", "corrected"),
@@ -486,7 +487,7 @@ def labelled_lines(half: str, figures: dict[str, Any]) -> list[str]:
     for one in figures["mistakes"]:
         said = "found" if one["found"] else "not found"
         lines.append(f"- {' and '.join(one['pair'])}: labelled {one['verdict']}, {said}.")
-    for one in figures["corrections"]:
+    for one in figures.get("corrections", []):
         lines.append(
             f"- {one['path_a']} and {one['path_b']}: corrected to {one['correction']}, {one['why']}."
         )
