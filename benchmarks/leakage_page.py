@@ -43,7 +43,7 @@ def exposed(data: Path, pairs: list[list[str]], seed: int) -> dict[str, dict[str
         twins[one].add(other)
         twins[other].add(one)
     dataset = read_dataset(data)
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for by in SPLITS:
         beside = tested = 0
         for fold in range(FOLDS):
