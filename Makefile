@@ -8,7 +8,8 @@ SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
 
-.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev optimism benchmark clean
+.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev optimism inspection twins leakage \
+  audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -70,8 +71,32 @@ optimism: setup ## what splits by cell and by field gain, with frozen features; 
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --frozen --seeds 0,1,2,3,4 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_frozen
 
-benchmark: setup ## measure the training loop against one resident batch
+# The pages show real cells and stay in runs/; the figures go to docs/results/. Findings are status 1.
+inspection: setup ## look through SIPaKMeD and Herlev, with likely label errors and shortcuts; about 10 minutes
+	for data in sipakmed herlev; do \
+	  $(BIN)/cervicyte inspect $(SHARED)/data/$$data --label-errors --shortcuts --out $(RUNS)/inspection_$$data \
+	    --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors; \
+	  test $$? -le 1 && mkdir -p docs/results/inspection && \
+	  cp $(RUNS)/inspection_$$data/inspection.json docs/results/inspection/$$data.json || exit 1; \
+	done
+
+twins: setup ## measure the twin finder on the tuning half of the labelled pairs and on drawn cells; 5 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/twin_quality.py --data $(SHARED)/data/sipakmed --half tuning
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/twin_quality.py --scenes 120
+
+leakage: setup ## write docs/leakage.md from what inspection, twins and optimism left in docs/results/
+	$(BIN)/python benchmarks/leakage_page.py --data $(SHARED)/data/sipakmed
+
+audit: sipakmed ## what the explanations of the network of `make sipakmed` are worth; 50 minutes, resumable
+	$(BIN)/cervicyte audit $(RUNS)/sipakmed/best_model.pth --data $(SHARED)/data/sipakmed \
+	  --split $(RUNS)/sipakmed/split.csv --no-images --out $(RUNS)/audit --resume
+
+benchmark: setup ## speed of training, explanation and inspection (100,000 cells: an hour)
 	$(BIN)/python benchmarks/training_speed.py --out benchmarks/results/training_speed.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/explanation_speed.py --rounds 7 \
+	  --out benchmarks/results/explanation_speed.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/inspection_speed.py $(SHARED)/data/sipakmed \
+	  --sizes 12500,100000 --out benchmarks/results/inspection_speed.json
 
 clean: ## remove what make has made, but no run
 	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache
