@@ -72,6 +72,100 @@ def section(name: str, title: str, command: str, results: Path) -> list[str]:
     return [*lines, ""]
 
 
+def inspection_lines(results: Path) -> list[str]:
+    """Return what inspection found in each data set, and what predicts the class besides the cell."""
+    files = sorted((results / "inspection").glob("*.json"))
+    found = {path.stem: json.loads(path.read_text()) for path in files}
+    found = {name: content for name, content in found.items() if "findings" in content}
+    if not found:
+        return []
+    lines = [
+        "## What inspection finds in the data",
+        "",
+        "`make inspection`; all findings by name of cell in "
+        + ", ".join(f"[{name}.json](inspection/{name}.json)" for name in found)
+        + "; what it means for SIPaKMeD: [what leaks](../leakage.md).",
+        "",
+    ]
+    for name, content in found.items():
+        lines += [f"**{name}**, commit `{content['provenance']['commit']}`:", ""]
+        lines += [
+            f"- {one['kind']}: {one['text']}" for one in content["findings"] if one["kind"] != "shortcuts"
+        ]
+        lines.append("")
+    lines += [
+        "Does anything but the cell predict the class? Balanced accuracy of a small classifier that sees "
+        "only this, on groups that it has not seen:",
+        "",
+        "| seen | " + " | ".join(found) + " |",
+        "| --- |" + " --- |" * len(found),
+    ]
+    predictors = next(iter(found.values()))["shortcuts"]["predictors"]
+    lines += [
+        f"| {name.replace('_', ' ').replace(' px', '')} | "
+        + " | ".join(
+            rate(content["shortcuts"]["predictors"][name]["balanced_accuracy"]) for content in found.values()
+        )
+        + " |"
+        for name in predictors
+    ]
+    chance = " | ".join(
+        f"{content['shortcuts']['balanced_accuracy_of_chance']:.1%}" for content in found.values()
+    )
+    return [*lines, f"| chance | {chance} |", ""]
+
+
+def audit_lines(results: Path) -> list[str]:
+    """Return what the maps of the audited network are worth."""
+    path = results / "audit" / "explanation_audit.json"
+    if not path.is_file():
+        return []
+    audit = json.loads(path.read_text())
+    network = json.loads((path.parent / "network_metrics.json").read_text())
+    maps, settings = audit["maps"]["all"], audit["settings"]
+    best = audit["best"]["score"]
+    lines = [
+        "## What explanations are worth",
+        "",
+        f"`make audit`, commit `{audit['provenance']['commit']}`: {audit['cells_audited']} cells in "
+        f"{audit['groups']} groups of the test part of fold 0, chosen with seed {settings['seed']}; scores in "
+        f"{audit['score_precision']}. The network was trained anew with the recipe above (accuracy on the whole "
+        f"test part {rate(network['overall']['accuracy'])}, weights "
+        f"`{network['context']['model']['weights_sha256'][:12]}`), which opened that part once more. "
+        "[All figures](audit/explanation_audit.html), as [JSON](audit/explanation_audit.json) and "
+        "[CSV](audit/explanation_audit.csv); [what the measures mean](../explanation_audit.md).",
+        "",
+        "Score: insertion minus deletion, higher is better. The lower three rows know nothing of what the "
+        "network has learnt.",
+        "",
+        "| map | score | ROAD | beats all three controls on |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in (*audit["explanations"], *audit["controls"]):
+        figures = maps[name]
+        beats = f"{rate(figures['beats_controls'])} of cells" if "beats_controls" in figures else ""
+        numbers = " | ".join(
+            f"{figures[key]['value']:.3f} [{figures[key]['low']:.3f}, {figures[key]['high']:.3f}]"
+            for key in ("score", "road")
+        )
+        title = f"**{name}**" if name == best else name
+        lines.append(f"| {title} | {numbers} | {beats} |")
+    against = audit["against_controls"]["all"][best]
+    stated = ", ".join(
+        f"{against[control]['score']['value']:+.3f} [{against[control]['score']['low']:+.3f}, "
+        f"{against[control]['score']['high']:+.3f}] over {control}"
+        for control in against
+    )
+    share = maps["centre"]["score"]["value"] / maps[best]["score"]["value"]
+    return [
+        *lines,
+        "",
+        f"The best map, {best}, gains {stated}: the blob in the middle reaches {share:.0%} of its score. It is "
+        "the default for that reason; it was chosen on the cells on which it is reported here.",
+        "",
+    ]
+
+
 def page(results: Path = RESULTS) -> str:
     """Return the page over all runs whose files are there."""
     lines = [
@@ -82,8 +176,8 @@ def page(results: Path = RESULTS) -> str:
         "This page was written by `python benchmarks/results_table.py` from the files beside it. In "
         "brackets: 95 % intervals from 2,000 bootstrap draws of whole groups; they hold for one training "
         "run on one fold, and say nothing of another laboratory. Independent groups are not "
-        "independent patients. The test fold was looked at once, when training "
-        "had ended; the epoch was chosen on validation groups.",
+        "independent patients. The test fold of each run was looked "
+        "at when its training had ended; the epoch was chosen on validation groups.",
         "",
     ]
     for name, (title, command) in RUNS.items():
@@ -94,9 +188,13 @@ def page(results: Path = RESULTS) -> str:
             "## What a split that leaks is worth",
             "",
             "[The same linear probe under splits by cell, by field and by independent "
-            "group](optimism_frozen/optimism.md) (`make optimism`).",
+            "group](optimism_frozen/optimism.md) (`make optimism`); [what leaks, how it was found, what it "
+            "is worth](../leakage.md) (`make leakage`); [how well twins are found](twins/quality.md) (`make "
+            "twins`).",
             "",
         ]
+    lines += inspection_lines(results)
+    lines += audit_lines(results)
     return "\n".join(lines)
 
 
