@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from cervicyte.datasets.inspection import FILES, STATISTICS, TITLES, inspect_dataset
+from cervicyte.datasets.inspection import FILES, LABEL_ERRORS_FILE, inspect_dataset
+from cervicyte.datasets.inspection_findings import STATISTICS
+from cervicyte.datasets.inspection_page import TITLES
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.synthetic import APPEARANCES, CELLS_PER_FIELD, SyntheticCell, dataset_cell
 from cervicyte.datasets.unlike_groups import GROUP_OUTLYING, unlike_groups
@@ -241,11 +243,11 @@ def test_background_and_whole_crop_have_other_fingerprints():
 
 def test_every_doubted_label_stands_in_both_files(with_border):
     _, out, content = with_border
-    table = pd.read_csv(out / "label_errors.csv", keep_default_na=False)
+    table = pd.read_csv(out / LABEL_ERRORS_FILE, keep_default_na=False)
     assert list(table.columns) == list(COLUMNS)
     assert table.to_dict("records") == content["label_errors"]["cells"]
     assert {path.name for path in out.iterdir()} == {
-        *FILES, "label_errors.csv", "features",
+        *FILES, LABEL_ERRORS_FILE, "features",
     }  # fmt: skip
     kept = {path.name for path in (out / "features").iterdir()}
     assert kept == {"whole_crop_000.npz", "background_only_000.npz"}

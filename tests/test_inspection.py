@@ -15,16 +15,17 @@ from conftest import SHARED, needs_shared
 from PIL import Image
 from test_twins import photographed_again
 
-from cervicyte.datasets.inspection import (
-    FILES,
+from cervicyte.datasets.inspection import FILES, LABEL_ERRORS_FILE, inspect_dataset
+from cervicyte.datasets.inspection_findings import (
     OUTLYING,
     STATISTICS,
-    TITLES,
+    Addition,
     Finding,
     Inspection,
-    inspect_dataset,
+    count_findings,
     outliers,
 )
+from cervicyte.datasets.inspection_page import TITLES
 from cervicyte.datasets.synthetic import APPEARANCES, dataset_cell
 from cervicyte.errors import DatasetError
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -62,7 +63,8 @@ def test_a_clean_data_set_has_no_findings(data, tmp_path):
 
 
 def test_each_finding_has_a_title():
-    source = Path(inspect_dataset.__code__.co_filename).read_text()
+    files = {function.__code__.co_filename for function in (inspect_dataset, count_findings)}
+    source = "\n".join(Path(file).read_text() for file in files)
     named = set(re.findall(r'Finding\(\s*"([a-z-]+)"', source)) | set(
         re.findall(r'^ +\(?"([a-z-]+)", f?"', source, re.M)
     )
@@ -199,6 +201,22 @@ def test_the_four_files_carry_the_notice_and_need_nothing_from_outside(data, tmp
     assert content["notice"] == RESEARCH_USE_ONLY
     assert content["cells"] == 11
     assert set(content["statistics"]["kind a"]) == set(STATISTICS)
+
+
+def test_label_errors_of_an_earlier_look_do_not_stay(data, tmp_path):
+    """They go before a closer look is asked, so that an interrupted one leaves none; what it writes stays."""
+    table = tmp_path / "out" / LABEL_ERRORS_FILE
+
+    def look(_: Inspection) -> Addition:
+        assert not table.exists()
+        table.write_text("of this look")
+        return Addition()
+
+    for _ in range(2):
+        inspect_dataset(data, tmp_path / "out", look_closer=look)
+        assert table.read_text() == "of this look"
+    inspect_dataset(data, tmp_path / "out")
+    assert {path.name for path in table.parent.iterdir()} == set(FILES)
 
 
 def test_two_runs_find_the_same(data, tmp_path, drawn):

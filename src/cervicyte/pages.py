@@ -5,20 +5,28 @@ A page needs no other file and no network, follows the reader's light or dark, a
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
+PICTURE_PIXELS = 112  # the longer side of a cell's picture
 
-def page_of(title: str, lead: str, sections: Iterable[str]) -> str:
+
+def page_of(title: str, lead: str, sections: Iterable[str], *, style: str = "") -> str:
     """Return a whole page.
 
     Args:
         title: plain text.
         lead: markup, one line below the title.
         sections: markup, see `section`.
+        style: rules that this page alone needs.
     """
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -27,7 +35,7 @@ def page_of(title: str, lead: str, sections: Iterable[str]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{html.escape(title)}</title>
-<style>{PAGE_STYLE}</style>
+<style>{PAGE_STYLE}{style}</style>
 </head>
 <body>
 <p class="notice" role="note">{html.escape(RESEARCH_USE_ONLY)}</p>
@@ -51,6 +59,34 @@ def section(title: str, *parts: str) -> str:
 def bullets(items: Sequence[str]) -> str:
     """Return plain sentences as a list."""
     return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
+
+
+def key_figures(figures: Iterable[tuple[str, str, str]]) -> str:
+    """Return the figures to be seen first: title as plain text, value as markup, meaning as plain text."""
+    items = "".join(
+        f"<div><dt>{html.escape(title)}</dt><dd>{value}</dd><dd class=note>{html.escape(meaning)}</dd></div>"
+        for title, value, meaning in figures
+    )
+    return f"<dl class=key>{items}</dl>"
+
+
+def picture(image: np.ndarray, description: str, side: int = PICTURE_PIXELS) -> str:
+    """Return an image, uint8 [H, W, 3], as an element that shows it as a small JPEG.
+
+    Args:
+        image: in RGB.
+        description: plain text for those who do not see it.
+        side: pixels at most, height and width; an image is never enlarged.
+    """
+    small = Image.fromarray(image)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return (
+        f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(description)}" width={small.width} '
+        f"height={small.height}>"
+    )
 
 
 def table(

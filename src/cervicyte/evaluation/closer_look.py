@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cervicyte.datasets.inspection import Addition, Inspection
+from cervicyte.datasets.inspection import LABEL_ERRORS_FILE
+from cervicyte.datasets.inspection_findings import Addition, Inspection
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation.cross_validation import cached_features, features_key
-from cervicyte.evaluation.label_errors import CSV_NAME, label_error_addition
+from cervicyte.evaluation.label_errors import label_error_addition
 from cervicyte.evaluation.out_of_fold import (
     FOLDS,
     classes_in_enough_groups,
@@ -86,7 +87,7 @@ def closer_look(
         added = Addition(content={"classes_in_too_few_groups": left_out})
         if label_errors:
             addition, doubted = label_error_addition(inspection, table, whole, class_names)
-            write_table(doubted, Path(out) / CSV_NAME)
+            write_table(doubted, Path(out) / LABEL_ERRORS_FILE)
             added = _together(added, addition)
         if shortcuts:
             background = probe_of(BackgroundOnly(**preprocessing.model_dump()), BACKGROUND)

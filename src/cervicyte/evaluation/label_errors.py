@@ -19,11 +19,12 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 
 from cervicyte import metrics
-from cervicyte.datasets.inspection import Addition, Finding, Inspection, picture
+from cervicyte.datasets.inspection import LABEL_ERRORS_FILE
+from cervicyte.datasets.inspection_findings import Addition, Finding, Inspection
+from cervicyte.datasets.inspection_page import picture_of
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 
-CSV_NAME = "label_errors.csv"
 COLUMNS = (
     "path", "group", "given_label", "suggested_label", "p_given", "p_suggested", "label_quality",
     "twins_labelled",
@@ -140,7 +141,7 @@ def _section_parts(
     count = f"The first {SHOWN} of {len(doubted):,}" if len(doubted) > SHOWN else f"All {len(doubted):,}"
     return (
         f"{method}{_pairs_table(doubted)}<p class=note>{count}, the most doubtful first; all stand in "
-        f"{CSV_NAME} and inspection.json.</p><div class=pairs>{figures}</div>"
+        f"{LABEL_ERRORS_FILE} and inspection.json.</p><div class=pairs>{figures}</div>"
     )
 
 
@@ -162,7 +163,7 @@ def _figure(row: Mapping[Any, Any], cell: Cell) -> str:
         else ""
     )
     return (
-        f"<figure class=pair><div>{picture(cell)}</div>"
+        f"<figure class=pair><div>{picture_of(cell)}</div>"
         f"<div><span>Labelled <b>{html.escape(row['given_label'])}</b>, {row['p_given']:.1%}</span>"
         f"<span>Looks like <b>{html.escape(row['suggested_label'])}</b>, {row['p_suggested']:.1%}</span>"
         f"{twin}</div><figcaption>{row['label_quality']:.2f}</figcaption>"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
 from cervicyte import metrics
 from cervicyte.evaluation import charts
@@ -30,13 +27,7 @@ from cervicyte.evaluation.tables import (
     write_table,
 )
 from cervicyte.metrics import Estimate
-from cervicyte.pages import bullets as _list
-from cervicyte.pages import facts as _facts
-from cervicyte.pages import page_of
-from cervicyte.pages import plural as _plural
-from cervicyte.pages import section as _section
-from cervicyte.pages import table as _table
-from cervicyte.pages import title_of as _title_of
+from cervicyte.pages import bullets, facts, key_figures, page_of, picture, plural, section, table, title_of
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 
 REPORT_FILES = (
@@ -48,7 +39,6 @@ REPORT_FILES = (
     "metrics.json",
 )
 MISTAKES_SHOWN = 24
-PICTURE_PIXELS = 112  # the longer side of a cell's picture in the report
 
 OVERALL_TITLES = {
     "accuracy": ("Accuracy", "cells called what they are"),
@@ -189,38 +179,35 @@ def report_page(
     ]
     caveats = [str(caveat) for caveat in context.get("caveats", ())]
     sections = [
-        _section(
+        section(
             "At a glance",
             _key_figures(evaluation),
             f"<p class=note>{html.escape(interval_method(evaluation))}</p>",
         ),
-        _section("What to keep in mind", _list(caveats)) if caveats else "",
-        _section("Normal, benign, abnormal", *_roll_up_parts(evaluation.roll_up))
+        section("What to keep in mind", bullets(caveats)) if caveats else "",
+        section("Normal, benign, abnormal", *_roll_up_parts(evaluation.roll_up))
         if evaluation.roll_up
         else "",
-        _section("Each class", _class_table(evaluation)),
-        _section("Confusion matrix", _confusion_table(evaluation)),
-        _section("Curves and calibration", f"<div class=charts>{''.join(curves)}</div>"),
-        _section("Training", *_training_parts(history)) if history is not None else "",
-        _section(f"The most confident mistakes (of {mistakes:,})", _mistakes(predictions, image_of)),
-        _section("Where this comes from", *_origin(context, content["provenance"])),
+        section("Each class", _class_table(evaluation)),
+        section("Confusion matrix", _confusion_table(evaluation)),
+        section("Curves and calibration", f"<div class=charts>{''.join(curves)}</div>"),
+        section("Training", *_training_parts(history)) if history is not None else "",
+        section(f"The most confident mistakes (of {mistakes:,})", _mistakes(predictions, image_of)),
+        section("Where this comes from", *_origin(context, content["provenance"])),
     ]
-    cells = f"{evaluation.cells:,} cells in {evaluation.groups:,} {_plural('group', evaluation.groups)}"
+    cells = f"{evaluation.cells:,} cells in {evaluation.groups:,} {plural('group', evaluation.groups)}"
     written = html.escape(content["provenance"]["written"][:10])
-    classes = f"{len(evaluation.class_names)} {_plural('class', len(evaluation.class_names))}"
+    classes = f"{len(evaluation.class_names)} {plural('class', len(evaluation.class_names))}"
     return page_of(title, f"{cells}, {classes}. Written {written} by Cervicyte.", sections)
 
 
 def _key_figures(evaluation: Evaluation) -> str:
-    items = []
+    figures = []
     for name, (title, meaning) in OVERALL_TITLES.items():
         figure = evaluation.overall[name]
-        items.append(
-            f"<div><dt>{html.escape(title)}</dt><dd><b>{_value_text(name, figure.value)}</b> "
-            f"<span class=interval>{_interval_text(name, figure)}</span></dd>"
-            f"<dd class=note>{html.escape(meaning)}</dd></div>"
-        )
-    return f"<dl class=key>{''.join(items)}</dl>"
+        interval = f"<span class=interval>{_interval_text(name, figure)}</span>"
+        figures.append((title, f"<b>{_value_text(name, figure.value)}</b> {interval}", meaning))
+    return key_figures(figures)
 
 
 def _roll_up_parts(roll_up: RollUp) -> list[str]:
@@ -261,9 +248,7 @@ def _roll_up_parts(roll_up: RollUp) -> list[str]:
             row.append(f"{roll_up.counts[true][other]:,}{share}")
         rows.append((html.escape(true), row))
     parts.append(
-        _table(
-            ["Truly", "Cells", *(f"Called {one}" for one in columns)], rows, "Cells by grouping of classes"
-        )
+        table(["Truly", "Cells", *(f"Called {one}" for one in columns)], rows, "Cells by grouping of classes")
     )
     parts.append(
         "<p class=note>The grouping is that of the data set's authors. It says what single cells were "
@@ -287,7 +272,7 @@ def _class_table(evaluation: Evaluation) -> str:
     ]
     rows.append(("Mean", [f"{evaluation.cells:,}", *cells_of(evaluation.macro)]))
     titles = [CLASS_TITLES.get(metric, metric.capitalize()) for metric in CLASS_METRICS]
-    table = _table(["Class", "Cells", *titles], rows, "Each class against the rest", last_is_total=True)
+    text = table(["Class", "Cells", *titles], rows, "Each class against the rest", last_is_total=True)
     everything = [figure for figures in evaluation.per_class.values() for figure in figures.values()]
     notes = []
     if any(figure.low == figure.high for figure in everything):
@@ -299,7 +284,7 @@ def _class_table(evaluation: Evaluation) -> str:
         notes.append(f"[{UNDEFINED}]: too few groups for an interval.")
     if any(math.isnan(figure.value) for figure in everything):
         notes.append(f"{UNDEFINED}: not defined, as the class has no cells here or was never called.")
-    return table + (f"<p class=note>{' '.join(notes)}</p>" if notes else "")
+    return text + (f"<p class=note>{' '.join(notes)}</p>" if notes else "")
 
 
 def _confusion_table(evaluation: Evaluation) -> str:
@@ -315,7 +300,7 @@ def _confusion_table(evaluation: Evaluation) -> str:
             )
         rows.append((html.escape(name), texts))
     head = ["True class", *(f"Called {name}" for name in evaluation.class_names)]
-    return _table(head, rows, "Cells, and their share of the true class", style="matrix")
+    return table(head, rows, "Cells, and their share of the true class", style="matrix")
 
 
 def _training_parts(history: pd.DataFrame) -> list[str]:
@@ -324,7 +309,7 @@ def _training_parts(history: pd.DataFrame) -> list[str]:
         "Training history", "history", charts.history_figure(history), "loss and accuracy by epoch"
     )
     return [
-        f"<p>{len(history)} {_plural('epoch', len(history))}; epoch {int(best['epoch'])} was kept, with a "
+        f"<p>{len(history)} {plural('epoch', len(history))}; epoch {int(best['epoch'])} was kept, with a "
         f"validation accuracy of {_value_text('rate', float(best['validation_accuracy']))}.</p>",
         f"<div class='charts wide'>{chart}</div>",
         "<p class=note>Training figures are of augmented images, so that they may lie below those of "
@@ -338,12 +323,13 @@ def _mistakes(predictions: pd.DataFrame, image_of: Callable[[str], np.ndarray] |
         return "<p>There are none.</p>"
     rows = []
     for _, row in worst.iterrows():
-        picture = [_picture(image_of(row["path"]), row)] if image_of is not None else []
+        called = f"{row['true_class']} cell called {row['predicted_class']}"
+        shown = [picture(image_of(row["path"]), called)] if image_of is not None else []
         rows.append(
             (
                 f"<code>{html.escape(row['path'])}</code>",
                 [
-                    *picture,
+                    *shown,
                     html.escape(row["true_class"]),
                     html.escape(row["predicted_class"]),
                     _value_text("rate", row["confidence"]),
@@ -353,21 +339,7 @@ def _mistakes(predictions: pd.DataFrame, image_of: Callable[[str], np.ndarray] |
         )
     head = ["Cell", *(["Picture"] if image_of is not None else [])]
     head += ["True class", "Called", "Confidence", "Probability of the true class"]
-    return _table(head, rows, "Wrong calls, the most confident first", style="mistakes")
-
-
-def _picture(image: np.ndarray, row: pd.Series) -> str:
-    """Return a small JPEG of a cell, uint8 [H, W, 3], as an element."""
-    small = Image.fromarray(image)
-    small.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    alternative = html.escape(f"{row['true_class']} cell called {row['predicted_class']}")
-    return (
-        f'<img src="data:image/jpeg;base64,{data}" alt="{alternative}" width={small.width} '
-        f"height={small.height}>"
-    )
+    return table(head, rows, "Wrong calls, the most confident first", style="mistakes")
 
 
 def _origin(context: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
@@ -375,13 +347,13 @@ def _origin(context: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
     simple = {key: value for key, value in context.items() if not isinstance(value, Mapping)}
     simple = {key: value for key, value in simple.items() if key not in ("title", "caveats")}
     about = {key: value for key, value in origin.items() if key not in ("notice", "versions")}
-    parts = [_facts("Run", {**simple, **{key: value for key, value in about.items() if value is not None}})]
+    parts = [facts("Run", {**simple, **{key: value for key, value in about.items() if value is not None}})]
     for key, value in context.items():
         if isinstance(value, Mapping) and value and key != "recipe":
-            parts.append(_facts(_title_of(key), value))
-    parts.append(_facts("Versions", origin["versions"]))
+            parts.append(facts(title_of(key), value))
+    parts.append(facts("Versions", origin["versions"]))
     if context.get("recipe"):
-        parts.append(f"<details><summary>Recipe</summary>{_facts('', context['recipe'])}</details>")
+        parts.append(f"<details><summary>Recipe</summary>{facts('', context['recipe'])}</details>")
     return parts
 
 

@@ -14,14 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cervicyte.datasets.inspection import (
-    SMALL_PICTURE_PIXELS,
-    STATISTICS,
-    Addition,
-    Finding,
-    Inspection,
-    pixels_as_picture,
-)
+from cervicyte.datasets.inspection_findings import STATISTICS, Addition, Finding, Inspection
+from cervicyte.datasets.inspection_page import SMALL_PICTURE_PIXELS
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.out_of_fold import fitted_neighbours, out_of_fold_probabilities
@@ -30,6 +24,7 @@ from cervicyte.evaluation.tables import evaluate_predictions
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.metrics import Estimate
+from cervicyte.pages import picture
 from cervicyte.provenance import sha256_of_json
 
 # Crops are cut round the cell, so that its outline touches the middle of the sides and leaves the
@@ -260,7 +255,7 @@ def _examples(class_names: Sequence[str], inspection: Inspection) -> str:
             paths[place * len(paths) // SHOWN_OF_CLASS] for place in range(min(SHOWN_OF_CLASS, len(paths)))
         ]
         pictures = " ".join(
-            pixels_as_picture(background_only(read_image(cell_of[path].path)), path, SMALL_PICTURE_PIXELS)
+            picture(background_only(read_image(cell_of[path].path)), path, SMALL_PICTURE_PIXELS)
             for path in shown
         )
         rows.append(f"<tr><th scope=row>{html.escape(label)}</th><td>{pictures}</td></tr>")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation import charts
@@ -24,7 +21,7 @@ from cervicyte.explanation.controls import class_maps
 from cervicyte.explanation.panels import overlay
 from cervicyte.images.reader import read_image
 from cervicyte.network.model_file import ModelFile
-from cervicyte.pages import bullets, facts, page_of, plural, section, table
+from cervicyte.pages import bullets, facts, page_of, picture, plural, section, table
 from cervicyte.provenance import provenance, write_json, write_text
 
 PICTURE_PIXELS = 144  # the longer side of a cell's picture on the page
@@ -465,9 +462,11 @@ def _examples(figures: Figures, model: ModelFile, pictured: Mapping[str, Cell]) 
             (
                 f"<code>{html.escape(example['name'])}</code>",
                 [
-                    _picture(image, f"{example['class']} cell"),
-                    _picture(
-                        overlay(image, on_original, highest), f"its map for {example['predicted_class']}"
+                    picture(image, f"{example['class']} cell", PICTURE_PIXELS),
+                    picture(
+                        overlay(image, on_original, highest),
+                        f"its map for {example['predicted_class']}",
+                        PICTURE_PIXELS,
                     ),
                     html.escape(example["class"]),
                     html.escape(example["predicted_class"]),
@@ -479,18 +478,6 @@ def _examples(figures: Figures, model: ModelFile, pictured: Mapping[str, Cell]) 
     head = ["Cell", "Picture", "Map", "True class", "Explained", "Score", "Beats the controls"]
     caption = f"By the score of {title_of_map(figures['best']['score'])}"
     return [table(head, rows, caption, style="mistakes")]
-
-
-def _picture(image: np.ndarray, description: str) -> str:
-    small = Image.fromarray(image)
-    small.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return (
-        f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(description)}" width={small.width} '
-        f"height={small.height}>"
-    )
 
 
 @charts.styled

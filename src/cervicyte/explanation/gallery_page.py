@@ -14,7 +14,7 @@ from cervicyte.explanation.verdict import Verdict
 from cervicyte.pages import bullets, page_of, plural
 
 RECORD = "explanation.json"
-PICTURE_STYLE = "<style>main img { max-width: 100%; height: auto; margin-bottom: .75rem }</style>"
+PICTURE_STYLE = "main img { max-width: 100%; height: auto; margin-bottom: .75rem }"
 
 
 @dataclass
@@ -88,7 +88,6 @@ def gallery_page(
         for number, name in enumerate(ordered)
     )
     parts = [
-        PICTURE_STYLE,
         f"<p>{write(meaning)}</p>",
         bullets(notes),
         f'<p class=note>All figures: <a href="{RECORD}">{RECORD}</a>.</p>',
@@ -104,6 +103,7 @@ def gallery_page(
         f"{write(title)}. Written {provenance['written']} by Cervicyte {__version__} "
         f"({provenance['commit']}).",
         [part + "\n" for part in parts],
+        style=PICTURE_STYLE,
     )
 
 
