@@ -128,9 +128,9 @@ def audit_lines(results: Path) -> list[str]:
         "## What explanations are worth",
         "",
         f"`make audit`, commit `{audit['provenance']['commit']}`: {audit['cells_audited']} cells in "
-        f"{audit['groups']} groups of the test part of fold 0, chosen with seed {settings['seed']}; scores in "
-        f"{audit['score_precision']}. The network was trained anew with the recipe above (accuracy on the whole "
-        f"test part {rate(network['overall']['accuracy'])}, weights "
+        f"{audit['groups']} groups of the test part of fold 0, chosen with seed {settings['seed']}; scores "
+        f"in {audit['score_precision']}. The network was trained anew with the recipe above (accuracy on the "
+        f"whole test part {rate(network['overall']['accuracy'])}, weights "
         f"`{network['context']['model']['weights_sha256'][:12]}`), which opened that part once more. "
         "[All figures](audit/explanation_audit.html), as [JSON](audit/explanation_audit.json) and "
         "[CSV](audit/explanation_audit.csv); [what the measures mean](../explanation_audit.md).",
