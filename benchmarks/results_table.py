@@ -160,8 +160,8 @@ def audit_lines(results: Path) -> list[str]:
     return [
         *lines,
         "",
-        f"The best map, {best}, gains {stated}: the blob in the middle reaches {share:.0%} of its score. It is "
-        "the default for that reason; it was chosen on the cells on which it is reported here.",
+        f"The best map, {best}, gains {stated}: the blob in the middle reaches {share:.0%} of its score. It "
+        "is the default for that reason; it was chosen on the cells on which it is reported here.",
         "",
     ]
 
