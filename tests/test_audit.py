@@ -19,7 +19,7 @@ from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import RunFolderError, SplitError, UsageError
 from cervicyte.evaluation.run import seen_of
-from cervicyte.explanation import audit_cells
+from cervicyte.explanation import audit_cells, audit_figures
 from cervicyte.explanation.audit import audit_model, stratified
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
@@ -166,13 +166,22 @@ def test_an_audit_is_neither_overwritten_nor_mixed_with_another(finished, data, 
         audit_model(model_path, data, out, settings=SETTINGS)
     with pytest.raises(RunFolderError, match="another settings"):
         audit_model(model_path, data, out, settings=AuditSettings(cells=5), resume=True)
+    with pytest.raises(UsageError, match="give one of them"):
+        audit_model(model_path, data, out, settings=SETTINGS, resume=True, force=True)
+    with pytest.raises(RunFolderError, match="no audit to go on with"):
+        audit_model(model_path, data, out / "mistyped", settings=SETTINGS, resume=True)
+    assert not (out / "mistyped").exists()
     (damaged := out / "damaged.jsonl").write_text("no records\n")
     with pytest.raises(RunFolderError, match="damaged"):
         read_records(damaged)
 
 
 def test_an_unknown_layer_or_method_is_refused_before_anything_is_written(data, model_path, tmp_path):
-    for settings in (AuditSettings(layers=("layer9",)), AuditSettings(methods=("guess",))):
+    for settings in (
+        AuditSettings(layers=("layer9",)),
+        AuditSettings(methods=("guess",)),
+        AuditSettings(sanity_cells=1),
+    ):
         with pytest.raises(UsageError):
             audit_model(model_path, data, tmp_path / "out", settings=settings)
     assert not (tmp_path / "out").exists()
@@ -195,6 +204,23 @@ def test_every_map_is_held_against_its_controls(finished):
     assert maps["centre"]["like_centre"]["value"] == pytest.approx(1)
     assert maps["darkness"]["like_darkness"]["value"] == pytest.approx(1)
     assert figures["outlines"]["sources"] == {"file": 6}
+
+
+def test_differences_are_paired_and_intervals_are_over_groups():
+    settings = AuditSettings(methods=("hirescam",), layers=("cbam4",))
+    rng = np.random.default_rng(0)
+    groups = np.repeat(["a", "b", "c", "d"], 5)
+    # Cells differ from group to group, never within one.
+    of_group = np.repeat([0.1, 0.4, 0.6, 0.9], 5)
+    values = {name: {"score": of_group.copy(), "road": rng.random(20)} for name in settings.controls}
+    values["hirescam@cbam4"] = {"score": of_group + 0.2, "road": rng.random(20)}
+    found = audit_figures._against_controls(values, settings, groups, np.full(20, True))["hirescam@cbam4"]
+    for control in ("centre", "darkness", "random"):
+        # What is hard about a cell is the same for both maps: nothing of it is left in the difference.
+        assert found[control]["score"] == {"value": 0.2, "low": 0.2, "high": 0.2, "cells": 20}
+    by_group = audit_figures._mean(of_group, groups)
+    by_cell = audit_figures._mean(of_group, np.arange(20))
+    assert by_group["high"] - by_group["low"] > 1.5 * (by_cell["high"] - by_cell["low"])
 
 
 def test_weights_are_drawn_anew_stage_by_stage_and_changes_are_undone(finished):

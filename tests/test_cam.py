@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import pytorch_grad_cam
 import torch
 import torchcam.methods
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -347,6 +349,18 @@ def test_a_network_in_training_mode_is_refused_and_stays_in_it(network, images):
     assert network.training
     assert torch.equal(statistics, network.bn1.running_mean)
     network.eval()
+
+
+def test_the_documentation_has_the_speeds_that_were_measured():
+    measured = json.loads((PROJECT / "benchmarks" / "results" / "explanation_speed.json").read_text())
+    page = (PROJECT / "docs" / "explanations.md").read_text()
+    for batch in measured["batches"]:
+        cost, gain = batch["cervicyte_in_forward_passes"], batch["times_as_fast_as_pytorch_grad_cam"]
+        cells = (
+            f"{cost['median']:.2f} ({cost['min']:.2f} to {cost['max']:.2f})",
+            f"{gain['median']:.1f} ({gain['min']:.1f} to {gain['max']:.1f})",
+        )
+        assert f"| {batch['images']} | {cells[0]} | {cells[1]} |" in page
 
 
 def test_every_example_in_the_documentation_runs():

@@ -117,7 +117,7 @@ def test_a_port_that_is_taken_is_told_in_one_sentence(tmp_path):
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_only_a_host_that_others_can_reach_is_warned_of(host, warned, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(server, "build_app", lambda path: None)
+    monkeypatch.setattr(server, "build_app", lambda path, with_verdicts: None)
     monkeypatch.setattr(server.AnnouncingServer, "run", lambda self, sockets: self.announce())
     server.serve(tmp_path / "best_model.pth", host=host, port=0, open_browser=False)
     said = capsys.readouterr()
@@ -200,6 +200,14 @@ def test_after_everything_that_shows_a_map_the_verdict_follows(classifier):
     before = {one["id"] for one in config["dependencies"] if view in one["outputs"] and one not in judging}
     assert len(judging) == 3
     assert {one["trigger_after"] for one in judging} == before
+
+
+def test_verdicts_can_be_left_out_and_the_page_then_says_so(classifier, cell_file):
+    config = page.build_page(classifier, "model", with_verdicts=False).config
+    assert not [one for one in config["dependencies"] if one["trigger_after"] is not None]
+    shown = page.answer(classifier, cell_file, with_verdicts=False)[-1]["value"]
+    assert "Map not tested" in shown
+    assert shown != page.answer(classifier, cell_file)[-1]["value"]
 
 
 def test_names_cannot_write_into_the_page(classifier, tmp_path):

@@ -494,6 +494,19 @@ def test_an_image_a_folder_of_images_and_a_data_set_can_all_be_looked_at(tmp_pat
     assert evenly_spaced(range(3), 9) == [0, 1, 2]
 
 
+def test_herlevs_masks_are_not_looked_at_as_cells(tmp_path):
+    write_files(tmp_path, "149143370-149143378-001.BMP", "149143370-149143378-001-d.bmp")
+    assert read_images_or_dataset(tmp_path) == [tmp_path / "149143370-149143378-001.BMP"]
+
+
+def test_where_there_is_nothing_to_look_at_images_are_named_among_what_could_be_given(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere\.png: there is no such image, folder or manifest"):
+        read_images_or_dataset(tmp_path / "nowhere.png")
+    write_files(tmp_path / "texts", "notes.txt")
+    with pytest.raises(DatasetError, match=r"texts: holds no image and no folder; give an image"):
+        read_images_or_dataset(tmp_path / "texts")
+
+
 # --- the real cells --------------------------------------------------------------------------------
 
 

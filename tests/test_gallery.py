@@ -293,9 +293,15 @@ def test_a_contrast_stands_beside_its_two_classes_and_asks_why_one_and_not_the_o
         assert arrays["classes"].tolist()[-1] == "Parabasal, not Dyskeratotic"
         signed = arrays["signed_maps"]
         np.testing.assert_allclose(signed[-1], signed[1] - signed[0], atol=1e-4 * np.abs(signed).max())
-    assert "is not held against controls" in Links(explain_cells(
-        model, [cell], tmp_path / "other", targets=["contrast"]
-    ).page).words  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", [["contrast"], ["Parabasal", "contrast"]])
+def test_that_a_contrast_has_no_verdict_is_said_whether_or_not_a_class_has_one(model, tmp_path, targets):
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    made = explain_cells(model, [cell], tmp_path / "out", targets=targets)
+    said = " ".join(Links(made.page).words.split())
+    assert "No verdict is given on a contrast" in said
+    assert ("the map for Parabasal" in said) == (len(targets) == 2) == bool(made.entries[0].verdicts)
 
 
 @pytest.mark.parametrize(
@@ -416,6 +422,16 @@ def test_two_runs_do_not_mix_in_one_folder(model, tmp_path):
     blocked.write_text("")
     with pytest.raises(RunFolderError, match="is a file"):
         quick(model, [first], blocked, force=True)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_its_own_name_before_anything_is_computed(
+    model, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cam, "differentiate", None)
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    with pytest.raises(RunFolderError, match=r"file/out: cannot be written to \(not a directory\).*--out"):
+        quick(model, [cell], tmp_path / "file" / "out")
 
 
 # --- which cells ---------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ class PlainErrors(TyperGroup):
             )
         except KeyboardInterrupt:
             typer.echo(
-                "Stopped. What was finished is on disk; --resume goes on with a training run.", err=True
+                "Stopped. What was finished of a training run or an audit is on disk; --resume goes on.",
+                err=True,
             )
             raise typer.Exit(130) from None
         raise typer.Exit(2)
@@ -527,11 +528,15 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    verdict: Annotated[
+        bool,
+        typer.Option("--verdict/--no-verdict", help="Hold each map against controls once it is shown."),
+    ] = True,
 ) -> None:
     """Open the dashboard in the browser."""
     from cervicyte.dashboard.server import serve
 
-    serve(model, host, port, open_browser=browser)
+    serve(model, host, port, open_browser=browser, with_verdicts=verdict)
 
 
 @app.command()

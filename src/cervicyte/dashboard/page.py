@@ -21,7 +21,7 @@ import cervicyte
 from cervicyte.datasets.classes import known_class
 from cervicyte.errors import CervicyteError
 from cervicyte.explanation import cam
-from cervicyte.explanation.panels import overlay
+from cervicyte.explanation.panels import overlay, percent
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
@@ -95,10 +95,11 @@ def shown(image: np.ndarray) -> np.ndarray:
     return np.asarray(small)
 
 
-def answer(classifier: Classifier, path: Path) -> tuple[Any, ...]:
+def answer(classifier: Classifier, path: Path, with_verdicts: bool = True) -> tuple[Any, ...]:
     """Return what a file changes on the page: upload field (free again), cell, answer, picker, map, verdict.
 
-    The verdict is pending: it takes many times as long as the rest, which is therefore shown first.
+    The verdict is pending: it takes many times as long as the rest, which is therefore shown first. Without
+    verdicts it says that there is none.
     """
     try:
         cell = read_cell(classifier, path)
@@ -112,32 +113,41 @@ def answer(classifier: Classifier, path: Path) -> tuple[Any, ...]:
         answer_html(cell),
         gr.update(value=name, visible=True),
         gr.update(value=map_html(cell, name), visible=True),
-        gr.update(value=PENDING, visible=True),
+        gr.update(value=PENDING if with_verdicts else UNTESTED, visible=True),
     )
 
 
-def answer_upload(classifier: Classifier, upload: Path) -> tuple[Any, ...]:
+def answer_upload(classifier: Classifier, upload: Path, with_verdicts: bool = True) -> tuple[Any, ...]:
     """Return as `answer` does, and delete the file."""
     try:
-        return answer(classifier, upload)
+        return answer(classifier, upload, with_verdicts)
     finally:
         upload.unlink(missing_ok=True)
 
 
-def build_page(classifier: Classifier, model_name: str, samples: Path = SAMPLES) -> gr.Blocks:
-    """Return the page for a classifier; `samples` holds pictures (PNG) to try, if it is there."""
+def build_page(
+    classifier: Classifier, model_name: str, samples: Path = SAMPLES, with_verdicts: bool = True
+) -> gr.Blocks:
+    """Return the page for a classifier.
+
+    Args:
+        classifier: answers.
+        model_name: as the page names the model.
+        samples: holds pictures (PNG) to try, if it is there.
+        with_verdicts: whether each map is held against controls after it is shown.
+    """
     sample_files = sorted(samples.glob("*.png"))
 
     def answer_file(upload: str) -> tuple[Any, ...]:
-        return answer_upload(classifier, Path(upload))
+        return answer_upload(classifier, Path(upload), with_verdicts)
 
     def answer_sample(event: gr.EventData) -> tuple[Any, ...]:
-        return answer(classifier, sample_files[int(event.index)])
+        return answer(classifier, sample_files[int(event.index)], with_verdicts)
 
     def explain_class(cell: ReadCell | None, class_name: str) -> tuple[str, str]:
         if cell is None:
             return error_html("The server no longer keeps this cell; choose its file again."), ""
-        return map_html(cell, class_name), PENDING
+        return map_html(cell, class_name), PENDING if with_verdicts else UNTESTED
 
     def judge(cell: ReadCell | None, class_name: str | None) -> str:
         if cell is None or class_name is None:
@@ -181,7 +191,7 @@ def build_page(classifier: Classifier, model_name: str, samples: Path = SAMPLES)
                 api_visibility="private",
             )
         )
-        for each in shown_first:
+        for each in shown_first if with_verdicts else ():
             each.then(judge, [cell, picker], verdict_view, show_progress="hidden", api_visibility="private")
     return page
 
@@ -279,15 +289,6 @@ def measured_accuracy(metadata: Mapping[str, Any]) -> str | None:
     return f"{value} % (95 % interval: {low} to {high})"
 
 
-def percent(probability: float) -> str:
-    """Return a probability in percent; never a certainty that rounding alone has made."""
-    if probability > 0.9995:
-        return "> 99.9 %"
-    if probability < 0.0005:
-        return "< 0.1 %"
-    return f"{100 * probability:.1f} %"
-
-
 def picture(image: np.ndarray, description: str) -> str:
     """Return uint8 [H, W, 3] as an HTML image that carries its pixels."""
     data = io.BytesIO()
@@ -324,6 +325,12 @@ PENDING = """
 <section class="verdict" aria-live="polite"><p><strong>Testing the map …</strong></p>
 <p>Does it find better than three controls what the network relies on? Until this is known, take it
 for a picture.</p></section>
+"""
+
+UNTESTED = """
+<section class="verdict"><p><strong>Map not tested</strong></p>
+<p>The dashboard was started without verdicts (--no-verdict): whether this map beats any control is not
+known.</p></section>
 """
 
 MEANING = f"""

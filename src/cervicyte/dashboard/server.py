@@ -43,8 +43,12 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-def build_app(model_path: Path) -> FastAPI:
+def build_app(model_path: Path, with_verdicts: bool = True) -> FastAPI:
     """Return the dashboard of a model file, with the page at `/` and its state of health at `/health`.
+
+    Args:
+        model_path: a `best_model.pth`.
+        with_verdicts: whether maps are held against controls.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
@@ -80,7 +84,7 @@ def build_app(model_path: Path) -> FastAPI:
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
     return gr.mount_gradio_app(
         app,
-        build_page(classifier, name),
+        build_page(classifier, name, with_verdicts=with_verdicts),
         path="/",
         footer_links=[],
         run_history=False,
@@ -96,7 +100,13 @@ def build_app(model_path: Path) -> FastAPI:
     )
 
 
-def serve(model_path: Path, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
+def serve(
+    model_path: Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = True,
+    with_verdicts: bool = True,
+) -> None:
     """Serve the dashboard until Ctrl-C; print its address when it is ready.
 
     Args:
@@ -104,6 +114,7 @@ def serve(model_path: Path, host: str = "127.0.0.1", port: int = 7860, open_brow
         host: only this machine can reach the default; any other address is warned of.
         port: 0 takes a free one.
         open_browser: open the page when it is ready.
+        with_verdicts: whether maps are held against controls.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
@@ -111,7 +122,7 @@ def serve(model_path: Path, host: str = "127.0.0.1", port: int = 7860, open_brow
     """
     # Bound before the model is loaded: a port that is taken is told at once.
     with _bound(host, port) as listener:
-        app = build_app(model_path)
+        app = build_app(model_path, with_verdicts)
         shown_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host
         address = f"http://{shown_host}:{listener.getsockname()[1]}"

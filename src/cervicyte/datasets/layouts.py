@@ -162,10 +162,16 @@ def read_images_or_dataset(root: Path) -> list[Cell] | list[Path]:
     root = Path(root)
     if root.is_file() and _is_image_name(root.name):
         return [root]
+    if not root.exists():
+        raise DatasetError(f"{root}: there is no such image, folder or manifest; check the path.")
     if root.is_dir():
         folders, images, _ = _look_into(root)
         if images and not folders:
-            return images
+            return _without_masks(_Listing(root), root, images)
+        if not images and not folders:
+            raise DatasetError(
+                f"{root}: holds no image and no folder; give an image, a folder of images or a data set."
+            )
     return list(read_dataset(root).cells)
 
 

@@ -73,8 +73,10 @@ def audit_model(
 
     Raises:
         SplitError: cells were seen in training.
-        RunFolderError: `out` holds an audit and neither `resume` nor `force` is given, or another one.
-        UsageError: a method or layer does not exist, or there are no cells.
+        RunFolderError: `out` holds an audit and neither `resume` nor `force` is given, or another one; or
+            there is none to resume.
+        UsageError: a method or layer does not exist, there are no cells, or options have no meaning
+            together.
     """
     began = time.monotonic()
     settings = settings or AuditSettings()
@@ -85,6 +87,10 @@ def audit_model(
     cam.check_layers(model.network, settings.layers)
     for method in settings.methods:
         cam.method_named(method)
+    if settings.sanity_cells == 1:
+        raise UsageError(
+            "One cell for randomised weights has no other to be held against; give two or more, or 0."
+        )
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         progress.say(f"Note: {warning}")

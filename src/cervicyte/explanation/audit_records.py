@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cervicyte.errors import RunFolderError
+from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 RECORDS_NAME = "explanation_audit_cells.jsonl"
@@ -46,6 +46,10 @@ class Audit:
 def begin(out: Path, header: dict[str, Any], *, resume: bool, force: bool) -> Audit:
     """Return what an earlier run has recorded, or begin a new file of records."""
     path = out / RECORDS_NAME
+    if resume and force:
+        raise UsageError("--resume goes on with what is there, --force throws it away; give one of them.")
+    if resume and not path.exists():
+        raise RunFolderError(f"{path}: there is no audit to go on with; check --out, or leave out --resume.")
     if path.exists() and not force:
         if not resume:
             raise RunFolderError(

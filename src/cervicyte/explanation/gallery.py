@@ -25,6 +25,7 @@ from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
 from cervicyte.explanation.colours import DEFAULT_COLOURS, ORIGINAL, check_colours
+from cervicyte.explanation.controls import network_input
 from cervicyte.explanation.gallery_page import RECORD, Entry, gallery_page
 from cervicyte.explanation.panels import Explanation, Map, Sentence
 from cervicyte.explanation.samples import Subject, safe, subjects_of
@@ -45,6 +46,10 @@ PAGE = "index.html"
 GATES = "gates"
 METHODS = (*cam.METHODS, GATES)
 ALL_CLASSES, CONTRAST = "all", "contrast"
+NO_VERDICT_ON_CONTRASTS = (
+    "No verdict is given on a contrast (why one class and not another): whether its map beats any control is "
+    "not known."
+)
 BATCH = 4
 
 
@@ -178,6 +183,7 @@ def explain_cells(
     staging = out / f".explaining-{os.getpid()}.partial"
     entries: list[Entry] = []
     try:
+        _make_folder(staging, out)
         progress.start("Explaining cells", len(subjects))
         for start in range(0, len(subjects), BATCH):
             made = list(job.write(subjects[start : start + BATCH], staging))
@@ -267,7 +273,7 @@ class MapJob:
 
     @property
     def judges(self) -> bool:
-        """Whether maps are held against controls: those of a contrast cannot be."""
+        """Whether the map shown by itself is held against controls: that of a contrast cannot be."""
         return self.with_verdicts and not isinstance(self.targets.by_itself, Contrast)
 
     def write(self, subjects: Sequence[Subject], folder: Path) -> Iterator[Entry]:
@@ -276,6 +282,8 @@ class MapJob:
         judged = self._judged(batch) if self.judges else [{} for _ in batch]
         for subject, made, found in zip(subjects, batch, judged, strict=True):
             said = {layer: Sentence(one.sentence, one.beats_controls) for layer, one in found.items()}
+            if isinstance(self.targets.by_itself, Contrast):
+                said = dict.fromkeys(self.layers, Sentence(NO_VERDICT_ON_CONTRASTS))
             cell = replace(made.cell, verdicts=said)
             yield self._written(subject, replace(made, cell=cell), found, folder)
 
@@ -288,7 +296,7 @@ class MapJob:
         contrasts = _contrasts_in(self.targets)
         found = cam.differentiate(
             self.model.network,
-            _on_device(self.model, inputs),
+            network_input(self.model, inputs),
             tuple(dict.fromkeys([*self.layers, last])),
             [*range(len(names)), *contrasts],
         )
@@ -405,13 +413,13 @@ class MapJob:
                 f"Verdicts: {sum(verdict.beats_controls for verdict in found)} of {len(found)} maps beat "
                 f"their controls; the verdicts cost {passes:,} forward passes."
             )
-        elif self.with_verdicts:
-            said.append("A contrast is not held against controls: whether these maps beat any is not known.")
-        else:
+        if not self.with_verdicts:
             said.append(
                 "Verdicts were left out: whether these maps beat any control is not known. They cost "
                 f"{FORWARD_PASSES} forward passes a map."
             )
+        if _contrasts_in(self.targets):
+            said.append(NO_VERDICT_ON_CONTRASTS)
         return said
 
 
@@ -454,7 +462,7 @@ class GateJob:
         """Show the gates of one batch."""
         preprocessing = self.model.preprocessing
         images = [read_image(subject.path) for subject in subjects]
-        batch = _on_device(self.model, np.stack([preprocessing(image) for image in images]))
+        batch = network_input(self.model, np.stack([preprocessing(image) for image in images]))
         gates = cam.cbam_gates(self.model.network, batch)
         with torch.no_grad():
             logits = self.model.network(batch)
@@ -542,11 +550,6 @@ def _question(names: Sequence[str], pair: Sequence[int]) -> str:
     return f"{names[pair[0]]}, not {names[pair[1]]}"
 
 
-def _on_device(model: ModelFile, inputs: np.ndarray) -> torch.Tensor:
-    device = next(model.network.parameters()).device
-    return torch.from_numpy(model.preprocessing.normalise(inputs)).to(device)
-
-
 def _laid(preprocessing: Preprocessing, values: np.ndarray, image: np.ndarray) -> np.ndarray:
     return preprocessing.onto_original(values, *image.shape[:2])
 
@@ -579,6 +582,17 @@ def _refuse_what_is_there(out: Path, force: bool) -> None:
             f"{out}: holds the pictures of an earlier run ({there[0]}); choose another folder with --out, or "
             "replace them with --force."
         )
+
+
+def _make_folder(staging: Path, out: Path) -> None:
+    """Find out before anything is computed whether the pictures can be written."""
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        reason = (error.strerror or "unknown reason").lower()
+        raise RunFolderError(
+            f"{out}: cannot be written to ({reason}); choose another folder with --out."
+        ) from error
 
 
 def _publish(staging: Path, out: Path) -> None:

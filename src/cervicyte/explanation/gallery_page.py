@@ -123,7 +123,10 @@ def _entry_html(entry: Entry, class_names: Sequence[str], title: str) -> Iterato
     yield f"<p>{write(said)}; {truth}.{seen}</p>"
     for layer, verdict in entry.verdicts.items():
         mark = "beats its controls" if verdict.beats_controls else "does not beat its controls"
-        yield f"<p><strong>{write(layer)}: the map {mark}.</strong> {write(verdict.sentence)}</p>"
+        yield (
+            f"<p><strong>{write(layer)}: the map for {write(entry.question)} {mark}.</strong> "
+            f"{write(verdict.sentence)}</p>"
+        )
     if entry.on_padding:
         shares = (f"{layer}: {padding_sentence(share)}" for layer, share in entry.on_padding.items())
         yield f"<p class=note>{write('; '.join(shares))}.</p>"

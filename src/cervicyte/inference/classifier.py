@@ -17,10 +17,9 @@ from torch import Tensor
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.predictions import BATCH, softmax
 from cervicyte.explanation import cam
-from cervicyte.explanation.controls import class_maps
+from cervicyte.explanation.controls import class_maps, network_input
 from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.network.model_file import ModelFile, load_model_file
-from cervicyte.training.cells import normalised
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,4 @@ class Classifier:
 
     def _input(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input, float32 [N, 3, S, S], on its device."""
-        preprocessed = np.stack([self.model.preprocessing(image) for image in images])
-        batch = torch.from_numpy(preprocessed).permute(0, 3, 1, 2).to(self.device)
-        return normalised(batch, self.model.preprocessing)
+        return network_input(self.model, np.stack([self.model.preprocessing(image) for image in images]))
