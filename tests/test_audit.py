@@ -168,9 +168,6 @@ def test_an_audit_is_neither_overwritten_nor_mixed_with_another(finished, data, 
         audit_model(model_path, data, out, settings=AuditSettings(cells=5), resume=True)
     with pytest.raises(UsageError, match="give one of them"):
         audit_model(model_path, data, out, settings=SETTINGS, resume=True, force=True)
-    with pytest.raises(RunFolderError, match="no audit to go on with"):
-        audit_model(model_path, data, out / "mistyped", settings=SETTINGS, resume=True)
-    assert not (out / "mistyped").exists()
     (damaged := out / "damaged.jsonl").write_text("no records\n")
     with pytest.raises(RunFolderError, match="damaged"):
         read_records(damaged)

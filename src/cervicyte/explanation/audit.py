@@ -63,7 +63,7 @@ def audit_model(
         allow_seen: audit even on cells that took part in training; every artefact then says so.
         with_pictures: whether the page shows cells.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
-        resume: go on with an audit that was interrupted.
+        resume: go on with an audit that was interrupted; where there is none, begin it, as training does.
         force: throw away what an earlier audit left in `out`.
         command: the command line, recorded in every artefact.
         progress: is told of every cell.
@@ -73,8 +73,7 @@ def audit_model(
 
     Raises:
         SplitError: cells were seen in training.
-        RunFolderError: `out` holds an audit and neither `resume` nor `force` is given, or another one; or
-            there is none to resume.
+        RunFolderError: `out` holds an audit and neither `resume` nor `force` is given, or another one.
         UsageError: a method or layer does not exist, there are no cells, or options have no meaning
             together.
     """

@@ -48,8 +48,6 @@ def begin(out: Path, header: dict[str, Any], *, resume: bool, force: bool) -> Au
     path = out / RECORDS_NAME
     if resume and force:
         raise UsageError("--resume goes on with what is there, --force throws it away; give one of them.")
-    if resume and not path.exists():
-        raise RunFolderError(f"{path}: there is no audit to go on with; check --out, or leave out --resume.")
     if path.exists() and not force:
         if not resume:
             raise RunFolderError(
