@@ -202,9 +202,10 @@ def test_signed_hirescam_of_a_contrast_adds_up_to_the_difference_of_logits(netwo
 def test_contrast_follows_each_image_and_defaults_to_the_runner_up(network, images):
     with torch.no_grad():
         best, runner_up = network(images).topk(2).indices.T
-    by_default = cam.explain(network, images, classes=cam.Contrast())["cbam4"]
+    by_default = cam.explain(network, images, layers=["cbam4"], classes=cam.Contrast())["cbam4"]
     for n in range(len(images)):
-        by_name = cam.explain(network, images, classes=cam.Contrast(int(best[n]), int(runner_up[n])))
+        named = cam.Contrast(int(best[n]), int(runner_up[n]))
+        by_name = cam.explain(network, images, layers=["cbam4"], classes=named)
         torch.testing.assert_close(by_default[n], by_name["cbam4"][n])
 
 

@@ -73,7 +73,7 @@ def test_a_map_that_points_elsewhere_or_nowhere_does_not(model, inputs, values):
 
 def test_a_control_never_beats_itself(model, inputs):
     classes = np.zeros(3, int)
-    controls = control_maps(model, inputs, classes, cam.DEFAULT_METHOD, "cbam4")
+    controls = control_maps(model, inputs, classes, cam.DEFAULT_METHOD, cam.DEFAULT_LAYER)
     for name in CONTROLS:
         for found in verdicts(model, inputs, controls[name], classes):
             assert found.score == pytest.approx(found.controls[name])

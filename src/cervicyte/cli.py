@@ -405,11 +405,12 @@ def explain(
     ],
     out: Annotated[Path, typer.Option(help="Folder that takes the pictures.")] = Path("explanation"),
     method: Annotated[
-        str, typer.Option(help="grad-cam++, grad-cam, hirescam, layercam, or gates.")
-    ] = "grad-cam++",
+        str | None,
+        typer.Option(help="grad-cam (default), grad-cam++, hirescam, layercam, or gates."),
+    ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Of layer1, cbam1 … layer4, cbam4; repeatable. Default: the last; gates: all."),
+        typer.Option(help="Of layer1, cbam1 … layer4, cbam4; repeatable. Default: layer4; gates: all."),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -436,6 +437,7 @@ def explain(
     force: Force = False,
 ) -> None:
     """Show where in each cell the network sees evidence for a class, or which places its gates pass on."""
+    from cervicyte.explanation.cam import DEFAULT_METHOD
     from cervicyte.explanation.gallery import explain_cells
     from cervicyte.explanation.samples import choose_cells
     from cervicyte.network.model_file import load_model_file
@@ -447,7 +449,7 @@ def explain(
         loaded,
         chosen,
         out,
-        method=method,
+        method=method or DEFAULT_METHOD,
         layers=layer,
         targets=target,
         colours=colormap,

@@ -50,6 +50,7 @@ DEFAULT_LAYERS = ("cbam3", "layer4", "cbam4")
 LAYERS_WITHOUT_GATES = ("layer3", "layer4")
 CONTROL_MAPS = ("centre", "darkness")
 RANDOM = "random"
+RANDOM_METHOD = "grad-cam++"  # of the random network one method stands for all: its maps are alike
 FILLINGS = ("mean colour", "smooth")
 PARTS = ("nucleus", "cytoplasm", "cell", "background")
 STABLE_UNDER = ("mirrored", "upside down", "shifted", "brighter", "darker", "JPEG 50")
@@ -190,13 +191,12 @@ class Auditor:
         """Return name -> map [h, w]: the explanations, then the controls."""
         inputs, wanted = preprocessed[np.newaxis], np.array([class_index])
         own = self.explanations(self.model.network, inputs, wanted, self.settings.methods)
-        # Of the random network one method stands for all: its maps are alike.
-        blind = self.explanations(self.twin, inputs, wanted, (cam.DEFAULT_METHOD,))
+        blind = self.explanations(self.twin, inputs, wanted, (RANDOM_METHOD,))
         return {
             **{name: values[0] for name, values in own.items()},
             "centre": centre_blob(len(preprocessed)),
             "darkness": darkness(preprocessed),
-            **{name.replace(cam.DEFAULT_METHOD, RANDOM): values[0] for name, values in blind.items()},
+            **{name.replace(RANDOM_METHOD, RANDOM): values[0] for name, values in blind.items()},
         }
 
     def located(

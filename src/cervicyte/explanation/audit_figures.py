@@ -18,6 +18,7 @@ from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
     FILLINGS,
     PARTS,
+    RANDOM_METHOD,
     RANDOMISED_STAGES,
     STABLE_UNDER,
     AuditSettings,
@@ -160,7 +161,7 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
         "beats controls": f"its score exceeds that of each of its three controls by more than {MARGIN:g}",
         "random": (
             "one network with random weights, at the same layer; of its maps those of "
-            f"{cam.METHODS[cam.DEFAULT_METHOD].title} stand for all methods"
+            f"{cam.METHODS[RANDOM_METHOD].title} stand for all methods"
         ),
         "shown only": (
             "the rest of the image replaced by its mean colour, or filled smoothly from the pixels that are "

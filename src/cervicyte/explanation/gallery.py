@@ -234,7 +234,7 @@ def _job_of(
             if layer not in gated:
                 raise UsageError(f"There are no gates at {layer!r}; choose from {', '.join(gated)}.")
         return GateJob(model, tuple(wanted), colours, arrays)
-    wanted = list(valid[-1:]) if layers is None else list(dict.fromkeys(layers))
+    wanted = [cam.DEFAULT_LAYER] if layers is None else list(dict.fromkeys(layers))
     cam.check_layers(model.network, wanted)
     named = targets_named(model.class_names, targets)
     return MapJob(model, method, tuple(wanted), named, colours, arrays, with_verdicts)

@@ -86,7 +86,7 @@ def verdicts(
     maps: Sequence[np.ndarray] | np.ndarray,
     classes: Sequence[int] | np.ndarray,
     method: str = cam.DEFAULT_METHOD,
-    layer: str | None = None,
+    layer: str = cam.DEFAULT_LAYER,
     score: Score | None = None,
 ) -> list[Verdict]:
     """Return a verdict for each map. Nothing about the network changes: threads may share it.
@@ -96,12 +96,11 @@ def verdicts(
         inputs: preprocessed images, uint8 [N, S, S, 3], RGB.
         maps: of what speaks for the class, float [N, h, w], edge to edge over the inputs.
         classes: index of the class explained, of each image.
-        method, layer: how the maps were made (layer None: the network's last); the random network is
+        method, layer: how the maps were made; the random network is
             asked for the same.
         score: what is measured; the class's probability unless given.
     """
     score = score or probability_of(model)
-    layer = model.network.layers[-1] if layer is None else layer
     wanted = np.asarray(classes, np.int64)
     if not len(inputs) == len(maps) == len(wanted):
         raise ValueError(f"{len(inputs)} images, {len(maps)} maps and {len(wanted)} classes do not match")

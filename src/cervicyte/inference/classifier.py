@@ -96,7 +96,7 @@ class Classifier:
         self,
         image: np.ndarray,
         classes: Sequence[str] | None = None,
-        layer: str | None = None,
+        layer: str = cam.DEFAULT_LAYER,
         method: str = cam.DEFAULT_METHOD,
     ) -> dict[str, np.ndarray]:
         """Return class -> map of the places that speak for it, on the original's pixels.
@@ -104,7 +104,7 @@ class Classifier:
         Args:
             image: uint8 [H, W, 3], RGB.
             classes: names; None is every class in order.
-            layer: of `model.network.layers`; None is the last, `cbam4` with attention after stages.
+            layer: of `model.network.layers`.
             method: one of `cam.METHODS`.
 
         Returns:
@@ -120,7 +120,6 @@ class Classifier:
             if name not in self.class_names:
                 raise UsageError(f"There is no class {name!r}; choose from {', '.join(self.class_names)}.")
         network = self.model.network
-        layer = network.layers[-1] if layer is None else layer
         indices = [self.class_names.index(name) for name in names]
         maps = cam.explain(network, self._input([image]), method, [layer], indices)[layer][0]
         height, width = image.shape[:2]
@@ -134,7 +133,7 @@ class Classifier:
         self,
         preprocessed: np.ndarray,
         class_name: str,
-        layer: str | None = None,
+        layer: str = cam.DEFAULT_LAYER,
         method: str = cam.DEFAULT_METHOD,
     ) -> Verdict:
         """Return whether the map of one class beats the controls on one image, see `verdict`.
@@ -146,7 +145,6 @@ class Classifier:
             preprocessed: the image as `model.preprocessing` leaves it, uint8 [S, S, 3].
             class_name, layer, method: of the map, as in `explain`.
         """
-        layer = self.model.network.layers[-1] if layer is None else layer
         wanted = np.array([self.class_names.index(class_name)])
         inputs = preprocessed[np.newaxis]
         maps = class_maps(self.model.network, self.model, inputs, wanted, (method,), (layer,))
