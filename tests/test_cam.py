@@ -243,7 +243,8 @@ def test_networks_without_stage_gates_are_explained_at_their_own_layers(placemen
     with torch.no_grad():
         close(signed.sum((2, 3)) + network.fc.bias, network(images))
     with pytest.raises(UsageError, match=r"no layer 'cbam4'.*layer1, layer2, layer3, layer4"):
-        cam.explain(network, images)
+        cam.explain(network, images, layers=["cbam4"])
+    assert list(cam.explain(network, images)) == [cam.DEFAULT_LAYER]
     with pytest.raises(UsageError, match=f"{placement}.*placement 'stage'"):
         cam.cbam_gates(network, images)
 

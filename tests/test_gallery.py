@@ -189,12 +189,11 @@ def test_raw_maps_are_those_of_the_engine_and_need_no_pickle(model, written):
         path = out / f"gradcam_arrays/gradcam_Dyskeratotic_001_01_{layer}.npz"
         with np.load(path, allow_pickle=False) as arrays:
             for key, signed in (("maps", False), ("signed_maps", True)):
-                expected = cam.explain(model.network, normalised, "grad-cam++", [layer], signed=signed)[
-                    layer
-                ][0]
+                maps = cam.explain(model.network, normalised, layers=[layer], signed=signed)
+                expected = maps[layer][0]
                 np.testing.assert_allclose(arrays[key], expected, atol=1e-4 * float(expected.abs().max()))
             assert str(arrays["layer"]) == layer
-            assert str(arrays["method"]) == "grad-cam++"
+            assert str(arrays["method"]) == cam.DEFAULT_METHOD
             assert arrays["classes"].tolist() == list(CLASSES)
             assert str(arrays["notice"]) == RESEARCH_USE_ONLY
             left, top, right, bottom = arrays["inside"]
