@@ -161,8 +161,8 @@ def audit_lines(results: Path) -> list[str]:
         *lines,
         "",
         f"The best map, {best}, gains {stated}: the blob in the middle reaches {share:.0%} of its score. It "
-        "is the default since this audit, before which Grad-CAM++ at cbam4 was; it was chosen on the cells on "
-        "which it is reported here.",
+        "is the default since this audit, before which Grad-CAM++ at cbam4 was; it was chosen on the cells "
+        "on which it is reported here.",
         "",
     ]
 
