@@ -138,6 +138,9 @@ So a split by cell, and just as well a split by field number, puts twins on both
 | split | cells | share |
 | --- | ---: | ---: |
 {kinds}
+What is left by group are pairs that the table lacks and crops show; a split of the `groups.csv` that
+`inspect` writes (as a manifest's `group` column) leaves none of them.
+
 ## How it was found
 
 `cervicyte inspect` compares every crop with every other: candidates by small band-passed patches over shifts
@@ -145,12 +148,13 @@ and turns and by keypoints, each verified by alignment and normalised cross-corr
 ([details](datasets.md#inspection)). How well that works was measured with the shipped table switched off, on
 pairs from a search that shares nothing with it (regions of a frozen ResNet-50, every pair of cells, drawn by
 rank), judged by eye without names or scores by one reader, a language model. The half that had taken no part
-in tuning was opened once. Correct pairs of all, with Wilson's interval:
+in tuning was opened when the finder was finished, and read once more, by the same finder, when one label had
+been corrected. Correct pairs of all, with Wilson's interval:
 
 | {test["pairs"]} pairs of the test half, {test["twins"]} labelled twins | precision | recall |
 | --- | --- | --- |
 {labelled}
-{len(test["corrections"])} label proved wrong after the half had been opened, and is published with its
+Labels that proved wrong after the half had been opened: {len(test["corrections"])}, published with the
 reason. So few pairs cannot show a precision of 98 % by themselves: that needs the second check, cells drawn
 by the project and photographed twice, where recall of cells photographed again is
 {counted(again)} and precision {counted(drawn["precision"])} ([all figures](results/twins/quality.md)).
