@@ -27,6 +27,7 @@ from cervicyte.datasets.inspection_findings import (
 )
 from cervicyte.datasets.inspection_page import TITLES
 from cervicyte.datasets.synthetic import APPEARANCES, dataset_cell
+from cervicyte.datasets.synthetic_fields import draw_scene, photograph
 from cervicyte.errors import DatasetError
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -118,6 +119,19 @@ def test_the_same_file_and_the_same_pixels_are_told_apart(data, tmp_path, drawn)
     groups = pd.read_csv(tmp_path / "out" / "groups.csv").set_index("path")["group"]
     assert groups["kind b/001_01.png"] == groups["kind b/100_01.bmp"]
     assert groups.nunique() == 9
+
+
+def test_crops_that_share_a_part_under_two_labels_are_twins_and_no_conflict(data, tmp_path):
+    """Two cells that lie side by side may well be of two classes."""
+    scene = draw_scene(7, 1, 900, 900, 6)
+    shots = [photograph(scene, 700, 700, seed=1)]
+    shots.append(photograph(scene, 700, 700, degrees=2, blur_px=0.8, exposure=0.85, seed=2))
+    write(data / "kind a" / "100_01.png", shots[0].image[200:400, 200:420])
+    write(data / "kind b" / "100_01.png", shots[1].image[200:400, 310:530])
+    inspection = inspect_dataset(data, tmp_path / "out")
+    assert kinds(inspection)["twins"].pairs == (("kind a/100_01.png", "kind b/100_01.png"),)
+    assert [twin.partial for twin in inspection.twins] == [True]
+    assert "label-conflicts" not in kinds(inspection)
 
 
 def test_a_twin_under_another_label_is_a_conflict_and_joins_the_groups(data, tmp_path, drawn):

@@ -106,7 +106,9 @@ def inspect_dataset(
     matches = match_fields(field_files(dataset.cells), progress)
     groups = twins.joined(by_crops, crops_of_fields(dataset.cells, matches), first=SIPAKMED_PREFIX)
     findings += field_findings(matches, by_crops, groups)
-    findings += label_findings(dataset.cells, pairs)
+    # Crops that share a part only show one place, but not one cell: two labels are no contradiction there.
+    partial = {(twin.first, twin.second) for twin in found if twin.partial}
+    findings += label_findings(dataset.cells, [pair for pair in pairs if pair not in partial])
 
     statistics = pd.DataFrame(
         [

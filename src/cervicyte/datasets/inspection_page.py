@@ -126,8 +126,12 @@ def _galleries(inspection: Inspection) -> list[str]:
     galleries = (
         (
             "One cell under two labels",
-            "The same place, photographed twice and labelled differently.",
-            [twin for twin in found if cells[twin.first].label != cells[twin.second].label],
+            "The same cell, photographed twice and labelled differently.",
+            [
+                twin
+                for twin in found
+                if not twin.partial and cells[twin.first].label != cells[twin.second].label
+            ],
         ),
         (
             "Twins beyond the table" if table else "Twins across fields that names do not tell",
