@@ -294,13 +294,16 @@ def test_a_contrast_stands_beside_its_two_classes_and_asks_why_one_and_not_the_o
         np.testing.assert_allclose(signed[-1], signed[1] - signed[0], atol=1e-4 * np.abs(signed).max())
 
 
-@pytest.mark.parametrize("targets", [["contrast"], ["Parabasal", "contrast"]])
-def test_that_a_contrast_has_no_verdict_is_said_whether_or_not_a_class_has_one(model, tmp_path, targets):
+def test_a_contrast_has_a_verdict_of_its_own(model, tmp_path):
     cell = cell_at(tmp_path, "cell.png", "Parabasal")
-    made = explain_cells(model, [cell], tmp_path / "out", targets=targets)
-    said = " ".join(Links(made.page).words.split())
-    assert "No verdict is given on a contrast" in said
-    assert ("the map for Parabasal" in said) == (len(targets) == 2) == bool(made.entries[0].verdicts)
+    contrast, alone = (
+        explain_cells(model, [cell], tmp_path / targets[0], targets=targets).entries[0]
+        for targets in (["contrast:Parabasal,Dyskeratotic"], ["Parabasal"])
+    )
+    (judged,), (of_class,) = contrast.verdicts.values(), alone.verdicts.values()
+    page = tmp_path / "contrast:Parabasal,Dyskeratotic" / "index.html"
+    assert judged.sentence in " ".join(Links(page).words.split())
+    assert judged.probability > of_class.probability  # among two classes, not among all
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,21 @@ def test_a_map_that_points_elsewhere_or_nowhere_does_not(model, inputs, values):
         assert "Do not rely" in found.sentence
 
 
+def test_a_contrast_is_judged_by_the_probability_among_its_two_classes(model, inputs):
+    logits = model.network(network_input(model, inputs)).double()
+    expected = torch.sigmoid(logits[:, 0] - logits[:, 2]).numpy()
+    asked = [cam.Contrast(0, 2)] * 3
+    for found, probability in zip(verdicts(model, inputs, [corner_map()] * 3, asked), expected, strict=True):
+        assert found.probability == pytest.approx(probability, abs=1e-3)
+        assert found.beats_controls
+    opposite = verdicts(model, inputs, [corner_map()] * 3, [cam.Contrast(2, 0)] * 3)
+    assert not any(found.beats_controls for found in opposite)
+    with pytest.raises(ValueError, match="names both classes"):
+        verdicts(model, inputs[:1], [corner_map()], [cam.Contrast(0)])
+
+
 def test_a_control_never_beats_itself(model, inputs):
-    classes = np.zeros(3, int)
+    classes = [0, 0, 0]
     controls = control_maps(model, inputs, classes, cam.DEFAULT_METHOD, cam.DEFAULT_LAYER)
     for name in CONTROLS:
         for found in verdicts(model, inputs, controls[name], classes):
@@ -123,7 +136,7 @@ def test_threads_share_a_network_and_leave_nothing_in_it(model, inputs):
 
 def test_nothing_to_judge_is_no_error_and_a_mismatch_is_one(model, inputs):
     assert verdicts(model, inputs[:0], [], []) == []
-    with pytest.raises(ValueError, match="3 images, 1 maps and 3 classes"):
+    with pytest.raises(ValueError, match="3 images, 1 maps and 3 targets"):
         verdicts(model, inputs, [corner_map()], [0, 0, 0])
 
 
@@ -169,7 +182,9 @@ def test_each_image_gets_the_map_of_its_own_class(inputs):
     nn.init.normal_(network.fc.weight)
     model = ModelFile(network, ("a", "b", "c"), Preprocessing(image_size=SIDE))
     classes = np.array([2, 0, 2])
-    found = class_maps(network, model, inputs, classes, ("grad-cam", "layercam"), ("layer3", "cbam4"))
+    found = class_maps(
+        network, model, inputs, classes.tolist(), ("grad-cam", "layercam"), ("layer3", "cbam4")
+    )
     for (method, layer), maps in found.items():
         everything = cam.explain(network, network_input(model, inputs), method, [layer])[layer]
         expected = everything[torch.arange(3), torch.from_numpy(classes)].numpy()

@@ -184,7 +184,7 @@ class Auditor:
     ) -> dict[str, np.ndarray]:
         """Return name -> maps [N, h, w] of every method and layer for each image's class."""
         layers = self.settings.layers
-        found = class_maps(network, self.model, inputs, classes, methods, layers)
+        found = class_maps(network, self.model, inputs, classes.tolist(), methods, layers)
         return {map_name(method, layer): found[method, layer] for layer in layers for method in methods}
 
     def maps(self, preprocessed: np.ndarray, class_index: int) -> dict[str, np.ndarray]:

@@ -453,7 +453,7 @@ def _examples(figures: Figures, model: ModelFile, pictured: Mapping[str, Cell]) 
     for example in figures["most_and_least_faithful"]:
         image = read_image(pictured[example["name"]].path)
         method, layer = example["map"].split("@")
-        wanted = np.array([model.class_names.index(example["predicted_class"])])
+        wanted = [model.class_names.index(example["predicted_class"])]
         inputs = model.preprocessing(image)[np.newaxis]
         values = class_maps(model.network, model, inputs, wanted, (method,), (layer,))[method, layer][0]
         on_original = model.preprocessing.onto_original(values, *image.shape[:2])

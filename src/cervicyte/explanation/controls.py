@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -31,14 +32,14 @@ AT_ONCE = 32  # images in one pass through a network
 
 
 def control_maps(
-    model: ModelFile, inputs: np.ndarray, classes: np.ndarray, method: str, layer: str
+    model: ModelFile, inputs: np.ndarray, targets: Sequence[cam.Target], method: str, layer: str
 ) -> dict[str, np.ndarray]:
     """Return each control's maps, float32 [N, h, w], by the names in `CONTROLS`.
 
     Args:
         model: whose explanation is held against them.
         inputs: preprocessed images, uint8 [N, S, S, 3], RGB.
-        classes: index of the class explained, int [N].
+        targets: what was explained, of each image.
         method, layer: of the explanation; the random network is asked for the same.
     """
     blob = centre_blob(inputs.shape[1])
@@ -46,7 +47,7 @@ def control_maps(
     return {
         "centre": np.repeat(blob[np.newaxis], len(inputs), axis=0),
         "darkness": np.stack([darkness(image) for image in inputs]),
-        "random": class_maps(twin, model, inputs, classes, (method,), (layer,))[method, layer],
+        "random": class_maps(twin, model, inputs, targets, (method,), (layer,))[method, layer],
     }
 
 
@@ -103,17 +104,17 @@ def class_maps(
     network: CBAMResNet50,
     model: ModelFile,
     inputs: np.ndarray,
-    classes: np.ndarray,
+    targets: Sequence[cam.Target],
     methods: tuple[str, ...],
     layers: tuple[str, ...],
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Return (method, layer) -> maps of what speaks for each image's own class, float32 [N, h, w].
+    """Return (method, layer) -> maps of what speaks for each image's own target, float32 [N, h, w].
 
     Args:
         network: the model's own or one of its shape.
         model: whose preprocessing the inputs went through.
         inputs: preprocessed images, uint8 [N, S, S, 3], RGB.
-        classes: int [N].
+        targets: class index or contrast of each image.
         methods: of `cam.METHODS`.
         layers: of the network's.
     """
@@ -122,11 +123,11 @@ def class_maps(
     }
     for start in range(0, len(inputs), AT_ONCE):
         batch = network_input(model, inputs[start : start + AT_ONCE])
-        wanted = np.asarray(classes[start : start + AT_ONCE])
-        targets = [int(index) for index in np.unique(wanted)]
-        of_image = torch.from_numpy(np.searchsorted(targets, wanted)).to(batch.device)
+        wanted = list(targets[start : start + AT_ONCE])
+        different = list(dict.fromkeys(wanted))
+        of_image = torch.tensor([different.index(target) for target in wanted], device=batch.device)
         rows = torch.arange(len(batch), device=batch.device)
-        derivatives = cam.differentiate(network, batch, layers, targets)
+        derivatives = cam.differentiate(network, batch, layers, different)
         for method, layer in found:
             gradients = derivatives.gradients[layer][rows, of_image][:, None]
             maps = cam.METHODS[method].maps(derivatives.activations[layer], gradients)

@@ -25,8 +25,11 @@ BLUR_SIGMA = 1 / 12  # of the image's side: leaves colour and rough shape, no te
 TIE_SEED = 0
 
 
-def probability_of(model: ModelFile) -> Score:
+def probability_of(model: ModelFile, against: int | None = None) -> Score:
     """Return the function that gives the network's probability of a class. It changes nothing.
+
+    With `against`, the index of another class, it is the probability among these two alone: the sigmoid of
+    the difference of their logits, which a contrast explains.
 
     It computes in `score_precision()`: in bfloat16 a probability moves by some thousandths, an area
     under a curve of them by less, and the same work takes less than half the time (31 images/s instead of
@@ -43,7 +46,11 @@ def probability_of(model: ModelFile) -> Score:
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bfloat16):
                 logits = model.network(inputs).double()
             of_class = torch.as_tensor(classes[start:stop], device=logits.device)[:, None]
-            found[start:stop] = logits.softmax(1).gather(1, of_class)[:, 0].cpu().numpy()
+            if against is None:
+                probabilities = logits.softmax(1).gather(1, of_class)[:, 0]
+            else:
+                probabilities = (logits.gather(1, of_class)[:, 0] - logits[:, against]).sigmoid()
+            found[start:stop] = probabilities.cpu().numpy()
         return found
 
     return score

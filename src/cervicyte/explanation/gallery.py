@@ -46,10 +46,6 @@ PAGE = "index.html"
 GATES = "gates"
 METHODS = (*cam.METHODS, GATES)
 ALL_CLASSES, CONTRAST = "all", "contrast"
-NO_VERDICT_ON_CONTRASTS = (
-    "No verdict is given on a contrast (why one class and not another): whether its map beats any control is "
-    "not known."
-)
 BATCH = 4
 
 
@@ -271,19 +267,12 @@ class MapJob:
             "whether it was right."
         )
 
-    @property
-    def judges(self) -> bool:
-        """Whether the map shown by itself is held against controls: that of a contrast cannot be."""
-        return self.with_verdicts and not isinstance(self.targets.by_itself, Contrast)
-
     def write(self, subjects: Sequence[Subject], folder: Path) -> Iterator[Entry]:
         """Explain one batch, and write the pictures of each cell."""
         batch = list(self.explained(subjects))
-        judged = self._judged(batch) if self.judges else [{} for _ in batch]
+        judged = self._judged(batch) if self.with_verdicts else [{} for _ in batch]
         for subject, made, found in zip(subjects, batch, judged, strict=True):
             said = {layer: Sentence(one.sentence, one.beats_controls) for layer, one in found.items()}
-            if isinstance(self.targets.by_itself, Contrast):
-                said = dict.fromkeys(self.layers, Sentence(NO_VERDICT_ON_CONTRASTS))
             cell = replace(made.cell, verdicts=said)
             yield self._written(subject, replace(made, cell=cell), found, folder)
 
@@ -347,6 +336,7 @@ class MapJob:
                 inputs[n],
                 logits[n],
                 asked[0][0],
+                asked[0][1] if asked[0][2] is None else Contrast(asked[0][1], asked[0][2]),
                 [names[k] for k in range(len(names))] + [_question(names, pairs[c][n]) for c in contrasts],
                 {layer: (values[n], signed[n]) for layer, (values, signed) in raw.items()},
             )
@@ -354,12 +344,12 @@ class MapJob:
     def _judged(self, batch: Sequence[Made]) -> list[dict[str, Verdict]]:
         """Hold the map shown by itself against the controls, layer by layer."""
         inputs = np.stack([made.network_input for made in batch])
-        rows = [made.row for made in batch]
+        targets = [made.target for made in batch]
         found: list[dict[str, Verdict]] = [{} for _ in batch]
         for layer in self.layers:
             maps = [made.raw[layer][0][made.row] for made in batch]
             for place, one in zip(
-                found, verdicts(self.model, inputs, maps, rows, self.method, layer), strict=True
+                found, verdicts(self.model, inputs, maps, targets, self.method, layer), strict=True
             ):
                 place[layer] = one
         return found
@@ -418,8 +408,6 @@ class MapJob:
                 "Verdicts were left out: whether these maps beat any control is not known. They cost "
                 f"{FORWARD_PASSES} forward passes a map."
             )
-        if _contrasts_in(self.targets):
-            said.append(NO_VERDICT_ON_CONTRASTS)
         return said
 
 
@@ -432,6 +420,7 @@ class Made:
         network_input: uint8 [S, S, 3].
         logits: float32 [C].
         row: of the map shown by itself.
+        target: what that map explains; of a contrast both classes are named.
         questions: what each row of the raw maps answers.
         raw: layer -> evidence for, and for minus against, float32 [T, h, w] each.
     """
@@ -440,6 +429,7 @@ class Made:
     network_input: np.ndarray
     logits: np.ndarray
     row: int
+    target: Target
     questions: list[str]
     raw: dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -84,7 +84,7 @@ def verdicts(
     model: ModelFile,
     inputs: np.ndarray,
     maps: Sequence[np.ndarray] | np.ndarray,
-    classes: Sequence[int] | np.ndarray,
+    targets: Sequence[cam.Target],
     method: str = cam.DEFAULT_METHOD,
     layer: str = cam.DEFAULT_LAYER,
     score: Score | None = None,
@@ -95,22 +95,21 @@ def verdicts(
         model: its network lies on any device, in evaluation mode.
         inputs: preprocessed images, uint8 [N, S, S, 3], RGB.
         maps: of what speaks for the class, float [N, h, w], edge to edge over the inputs.
-        classes: index of the class explained, of each image.
-        method, layer: how the maps were made; the random network is
-            asked for the same.
-        score: what is measured; the class's probability unless given.
+        targets: what the map of each image explains: a class by its index, or a contrast of two named ones,
+            whose score is the probability among these two alone.
+        method, layer: how the maps were made; the random network is asked for the same.
+        score: what is measured; the probability unless given.
     """
-    score = score or probability_of(model)
-    wanted = np.asarray(classes, np.int64)
-    if not len(inputs) == len(maps) == len(wanted):
-        raise ValueError(f"{len(inputs)} images, {len(maps)} maps and {len(wanted)} classes do not match")
+    if not len(inputs) == len(maps) == len(targets):
+        raise ValueError(f"{len(inputs)} images, {len(maps)} maps and {len(targets)} targets do not match")
     if not len(inputs):
         return []
-    controls = control_maps(model, inputs, wanted, method, layer)
+    controls = control_maps(model, inputs, targets, method, layer)
     found = []
-    for index, image in enumerate(inputs):
+    for index, (image, target) in enumerate(zip(inputs, targets, strict=True)):
         tried = [maps[index], *(controls[name][index] for name in CONTROLS)]
-        measured = deletion_and_insertion(score, image, int(wanted[index]), tried, STEPS)
+        of, against = _classes_of(target)
+        measured = deletion_and_insertion(score or probability_of(model, against), image, of, tried, STEPS)
         own, *others = (float(value) for value in measured.insertion - measured.deletion)
         probable = measured.whole >= LEAST_PROBABILITY
         found.append(
@@ -123,3 +122,12 @@ def verdicts(
             )
         )
     return found
+
+
+def _classes_of(target: cam.Target) -> tuple[int, int | None]:
+    """Return the class explained, and of a contrast the one that it is held against."""
+    if not isinstance(target, cam.Contrast):
+        return int(target), None
+    if target.of is None or target.against is None:
+        raise ValueError("a contrast to be judged names both classes")
+    return target.of, target.against

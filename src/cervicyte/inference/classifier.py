@@ -145,7 +145,7 @@ class Classifier:
             preprocessed: the image as `model.preprocessing` leaves it, uint8 [S, S, 3].
             class_name, layer, method: of the map, as in `explain`.
         """
-        wanted = np.array([self.class_names.index(class_name)])
+        wanted = [self.class_names.index(class_name)]
         inputs = preprocessed[np.newaxis]
         maps = class_maps(self.model.network, self.model, inputs, wanted, (method,), (layer,))
         return verdicts(self.model, inputs, maps[method, layer], wanted, method, layer)[0]
