@@ -233,6 +233,8 @@ def test_after_weights_that_are_missing_the_same_command_with_others_goes_throug
         (["evaluate", "no.pth", "--data", "CELLS"], "no.pth"),
         (["explain", "no.pth", "CELLS"], "no.pth"),
         (["explain", "MODEL", "nowhere"], "nowhere"),
+        (["explain", "CELLS", "--model", "no.pth"], "no.pth"),
+        (["explain", "cell.png"], "name the model and one image"),
         (["explain", "MODEL", "CELLS", "--method", "guess"], "guess"),
         (["serve", "no.pth", "--no-browser"], "no.pth"),
         (["compare", "no_run", "no_other"], "no_run"),
@@ -323,6 +325,8 @@ def test_images_of_unknown_class_can_be_explained_with_a_verdict(run, cells, tmp
     result = cervicyte("explain", run / "best_model.pth", *images, "--out", tmp_path, "--target", "contrast")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "gradcam_outputs").iterdir())) == 2
+    named = ("--model", run / "best_model.pth", "--out", tmp_path / "named", "--no-verdict")
+    assert cervicyte("explain", *images, *named).exit_code == 0
     again = cervicyte("explain", run / "best_model.pth", images[0], "--out", tmp_path)
     assert "--force" in one_sentence(again)
     result = cervicyte("explain", run / "best_model.pth", images[0], "--out", tmp_path, "--force")

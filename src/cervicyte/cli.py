@@ -399,10 +399,15 @@ def synth(
 
 @app.command()
 def explain(
-    model: Model,
     images: Annotated[
-        list[Path], typer.Argument(help="Images, folders of images, or data sets; one or several.")
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] IMAGES...",
+            help="Images, folders of images, or data sets; one or several. The model's file stands before "
+            "them, or is named with --model.",
+        ),
     ],
+    model: Annotated[Path | None, typer.Option(help="The model, instead of the first argument.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that takes the pictures.")] = Path("explanation"),
     method: Annotated[
         str | None,
@@ -443,6 +448,10 @@ def explain(
     from cervicyte.network.model_file import load_model_file
     from cervicyte.progress import TerminalProgress
 
+    if model is None:
+        model, *images = images
+    if not images:
+        raise UsageError(f"{model}: is all that was named; name the model and one image or folder at least.")
     loaded = load_model_file(model)
     chosen, notes = choose_cells(loaded, images, limit, allow_seen)
     gallery = explain_cells(
