@@ -335,7 +335,7 @@ known.</p></section>
 
 MEANING = f"""
 <p>Coloured places are those whose features raised the network's score of the chosen class, by
-{cam.METHODS[cam.DEFAULT_METHOD].title} at `{cam.DEFAULT_LAYER}`. All classes of a cell share one
+{cam.METHODS[cam.DEFAULT_METHOD].title} at {cam.DEFAULT_LAYER}. All classes of a cell share one
 scale, so a pale map means that little spoke for its class.</p>
 <ul>
 <li>It is coarse, and no outline of a nucleus, a cell or a lesion.</li>
