@@ -97,6 +97,9 @@ benchmark: setup ## speed of training, explanation and inspection (100,000 cells
 	  --out benchmarks/results/explanation_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/inspection_speed.py $(SHARED)/data/sipakmed \
 	  --sizes 12500,100000 --out benchmarks/results/inspection_speed.json
+	$(BIN)/python benchmarks/inspection_speed.py $(SHARED)/data/sipakmed \
+	  --closer $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors \
+	  --out benchmarks/results/inspection_closer_speed.json
 
 clean: ## remove what make has made, but no run
 	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache

@@ -2,8 +2,11 @@ r"""How long a data set takes to be inspected, and how much memory, by number of
 
     OMP_NUM_THREADS=1 python benchmarks/inspection_speed.py ../shared/data/sipakmed \
         --sizes 3445,12500,25000,50000,100000 --out benchmarks/results/inspection_speed.json
+    python benchmarks/inspection_speed.py ../shared/data/sipakmed --closer BACKBONE \
+        --out benchmarks/results/inspection_closer_speed.json
 
-The first figure is the data set as it lies. Those of `--sizes` are of cells made from it, in a temporary
+The first figure is the data set as it lies; with `--closer`, also with likely label errors and shortcuts,
+which a frozen network (its weights: BACKBONE) finds. Those of `--sizes` are of cells made from it, in a temporary
 folder that is removed. Copy k of cell i (k from 0) is cut from it with a box of 75 to 100 % of its sides,
 anywhere, after a turn by any angle and, for every second one, mirroring; each colour's optical density is
 multiplied by 0.8 to 1.25 (stain), the light by 0.75 to 1.15 (exposure), noise is added. So a cell's copies
@@ -40,6 +43,7 @@ from cervicyte.progress import Progress
 from cervicyte.provenance import provenance, write_json
 
 BOUND_S = 90  # for the 3,445 cells of SIPaKMeD in ../shared on two cores
+BOUND_CLOSER_S = 600  # what label errors and shortcuts may add to it
 BOUND_100_000_S = 3600
 BOUND_MIB = 4096
 SEED = 0
@@ -63,12 +67,21 @@ class StageTimes(Progress):
         }
 
 
-def measure(data: Path, known_groups: bool) -> dict[str, Any]:
+def measure(data: Path, known_groups: bool, backbone: str | None) -> dict[str, Any]:
     load = os.getloadavg()[0]
     times = StageTimes()
     with tempfile.TemporaryDirectory() as out:
         wall, processor = time.perf_counter(), time.process_time()
-        inspection = inspect_dataset(data, Path(out), known_groups=known_groups, progress=times)
+        look_closer = None
+        if backbone is not None:
+            from cervicyte.evaluation.closer_look import closer_look
+
+            look_closer = closer_look(
+                Path(out), label_errors=True, shortcuts=True, backbone=backbone, progress=times
+            )
+        inspection = inspect_dataset(
+            data, Path(out), known_groups=known_groups, look_closer=look_closer, progress=times
+        )
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         sizes = {path.name: round(path.stat().st_size / 1024) for path in sorted(Path(out).iterdir())}
     # Linux counts in KiB, macOS in bytes.
@@ -89,10 +102,11 @@ def measure(data: Path, known_groups: bool) -> dict[str, Any]:
     }
 
 
-def measured_apart(data: Path, known_groups: bool) -> dict[str, Any]:
+def measured_apart(data: Path, known_groups: bool, backbone: str | None = None) -> dict[str, Any]:
     """Measure in a process of its own, so that its peak memory is that of this data set."""
     command = [sys.executable, __file__, str(data), "--measure"]
     command += [] if known_groups else ["--no-known-groups"]
+    command += [] if backbone is None else ["--closer", backbone]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -146,12 +160,13 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a data set")
     parser.add_argument("--no-known-groups", action="store_true", help="leave SIPaKMeD's table out")
     parser.add_argument("--sizes", default="", help="numbers of augmented cells, such as 12500,100000")
+    parser.add_argument("--closer", metavar="BACKBONE", help="measure label errors and shortcuts too")
     parser.add_argument("--out", type=Path, help="a JSON file")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     known_groups = not arguments.no_known_groups
     if arguments.measure:
-        print(json.dumps(measure(arguments.data, known_groups)))
+        print(json.dumps(measure(arguments.data, known_groups, arguments.closer)))
         return
 
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -164,6 +179,7 @@ def main() -> None:
         "seed": SEED,
         "bounds": {
             "cells_of_data_s": BOUND_S,
+            "closer_look_s": BOUND_CLOSER_S,
             "100000_cells_s": BOUND_100_000_S,
             "100000_cells_peak_memory_mib": BOUND_MIB,
         },
@@ -171,6 +187,11 @@ def main() -> None:
         **as_it_lies,
         "augmented": [],
     }
+    if arguments.closer is not None:
+        content["with_label_errors_and_shortcuts"] = measured_apart(
+            arguments.data, known_groups, arguments.closer
+        )
+        tell(content["with_label_errors_and_shortcuts"])
     if arguments.out is not None:
         write_json(arguments.out, content)
     sizes = sorted(int(size) for size in arguments.sizes.split(",") if size)
