@@ -103,8 +103,8 @@ layers after stage {recipe["frozen_stages"]} trained for {recipe["epochs"]} epoc
 
 {worth_of(optimism)}
 Here the split by cell flatters accuracy by {by_cell} points, one by field number by {by_field}. One training
-a fold and split: what another seed would change is not in the intervals. A longer training at full size was not
-run under all three splits."""
+a fold and split: what another seed would change is not in the intervals. A longer training at full size was
+not run under all three splits."""
 
 
 def page(
