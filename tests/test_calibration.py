@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -241,7 +242,8 @@ def test_damaged_values_are_refused_with_the_name_of_the_file(key, value):
 def test_a_missing_key_and_something_else_altogether_are_refused():
     content = calibration_of().to_json()
     del content["temperature"]
-    for wrong in (content, None, [], "text", {"a": object()}):
+    values: list[Any] = [content, None, [], "text", {"a": object()}]
+    for wrong in values:
         with pytest.raises(CalibrationError):
             Calibration.from_json(wrong)
 
@@ -279,12 +281,14 @@ def test_each_fold_is_calibrated_by_a_fit_of_the_others():
     fitted = cross_fitted(pooled, NAMES)
     for fold in range(3):
         calibration = fit_calibration(pooled[pooled["fold"] != fold], NAMES)
-        rows = fitted.table[fitted.table["fold"] == fold]
-        for place, row in rows.iterrows():
-            raw = pooled.loc[place, [f"p_{name}" for name in NAMES]].to_numpy(float)
+        assert calibration.temperature is not None
+        own = (pooled["fold"] == fold).to_numpy()
+        columns = [f"p_{name}" for name in NAMES]
+        raws = pooled.loc[own, columns].to_numpy(float)
+        for raw, (_, row) in zip(raws, fitted.table[own].iterrows(), strict=True):
             powers = raw ** (1 / calibration.temperature)
             given_now = powers / powers.sum()
-            np.testing.assert_allclose(row[[f"p_{name}" for name in NAMES]].to_numpy(float), given_now)
+            np.testing.assert_allclose(row[columns].to_numpy(float), given_now)
             held = [
                 one.name
                 for one, share in zip(calibration.classes, given_now, strict=True)
@@ -355,8 +359,14 @@ def test_figures_of_sets_are_those_of_a_plain_loop():
     names, statistic = calibration_figures_of_cells(pooled, fitted, NAMES)
     figures = dict(zip(names, statistic(np.ones((1, len(pooled))))[0], strict=True))
     rows = [
-        (row.true_class, row.group, row.prediction_set.split(" | "), row.declined, row.predicted_class)
-        for row in fitted.table.itertuples()
+        (
+            row["true_class"],
+            row["group"],
+            row["prediction_set"].split(" | "),
+            row["declined"],
+            row["predicted_class"],
+        )
+        for _, row in fitted.table.iterrows()
     ]
     for name in NAMES:
         hits = [(group, name in held) for true, group, held, *_ in rows if true == name]

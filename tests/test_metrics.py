@@ -157,7 +157,7 @@ def test_ties_count_as_the_mean_over_all_their_orders_and_rows_may_be_shuffled(s
     shuffled = rng.permutation(40)
     for figure in (
         metrics.adaptive_calibration_error,
-        lambda *given: metrics.accuracy_at_coverage(*given[:2], 0.7, *given[2:]),
+        lambda confidence, correct: metrics.accuracy_at_coverage(confidence, correct, 0.7),
     ):
         assert figure(confidence, correct) == pytest.approx(
             figure(confidence[shuffled], correct[shuffled]), abs=1e-12

@@ -175,7 +175,7 @@ def cross_validate(
     # As parts, the folds show which groups stand on both sides.
     as_parts = first.assign(part=first["fold"])
     as_parts.attrs["allow_leak"] = allow_leak
-    context = {
+    context: dict[str, Any] = {
         "title": f"{dataset.known or dataset.root.name}: {folds}-fold cross-validation by {by}",
         "data": dataset.root.name,
         "layout": dataset.layout,
