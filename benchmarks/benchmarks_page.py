@@ -93,7 +93,8 @@ def explanation_lines(content: dict[str, Any]) -> list[str]:
         "",
         f"{content['method']} at {content['layer']}, all {content['classes']} classes, "
         f"{content['size_pixels']} pixels, {content['precision']}, {content['threads']} thread, median of "
-        f"{content['rounds']} rounds [fastest, slowest]. A forward pass is of the same network, engine, precision and batch.",
+        f"{content['rounds']} rounds [fastest, slowest]. A forward pass is of the same network, "
+        "engine, precision and batch.",
         "",
         "| images at once | in forward passes | pytorch-grad-cam, in forward passes | times as fast |",
         "| ---: | ---: | ---: | ---: |",
@@ -126,8 +127,8 @@ def training_lines(content: dict[str, Any]) -> list[str]:
         "## Training",
         "",
         f"The training loop, with reading and augmentation, reaches {content['share']:.1%} of the images a "
-        f"second of one batch that lies in memory: {content['device']}, {content['image_size']} pixels, batches "
-        f"of {content['batch_size']}, {content['threads']} threads.",
+        f"second of one batch that lies in memory: {content['device']}, {content['image_size']} pixels, "
+        f"batches of {content['batch_size']}, {content['threads']} threads.",
         "",
         origin(content),
         "",
