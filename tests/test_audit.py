@@ -233,6 +233,19 @@ def test_the_random_control_of_a_map_is_the_same_methods_at_the_same_layer(data,
         np.testing.assert_allclose(maps[random], expected, rtol=1e-4, atol=1e-5 * max(1e-9, expected.max()))
 
 
+def test_an_empty_map_beats_nothing_however_its_pixels_were_drawn():
+    settings = AuditSettings(methods=("hirescam",), layers=("cbam4",), percentiles=(50,))
+    measured = {"road_most": [0.0], "road_least": [0.0], "like_darkness": 0.1}
+    weak = {**measured, "deletion": 0.5, "insertion": 0.5, "like_centre": 0.1}
+    strong = {**measured, "deletion": 0.1, "insertion": 0.9, "like_centre": 0.1}
+    records = [
+        {"maps": {**dict.fromkeys(settings.controls, weak), "hirescam@cbam4": own}}
+        for own in (strong, strong | {"like_centre": None}, weak)
+    ]
+    found = audit_figures.values_of(records, settings)["hirescam@cbam4"]
+    assert found["beats_controls"].tolist() == [1, 0, 0]
+
+
 def test_differences_are_paired_and_intervals_are_over_groups():
     settings = AuditSettings(methods=("hirescam",), layers=("cbam4",))
     rng = np.random.default_rng(0)

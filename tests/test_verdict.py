@@ -63,12 +63,21 @@ def test_the_map_of_what_the_network_looks_at_beats_the_controls(model, inputs):
         assert "beats all 3 controls" in found.sentence
 
 
-@pytest.mark.parametrize("values", [1 - corner_map(), np.zeros((3, 3), np.float32)])
-def test_a_map_that_points_elsewhere_or_nowhere_does_not(model, inputs, values):
+@pytest.mark.parametrize("values", [1 - corner_map(), np.ones((3, 3), np.float32)])
+def test_a_map_that_points_elsewhere_or_everywhere_does_not(model, inputs, values):
     for found in verdicts(model, inputs, [values] * 3, [0, 0, 0]):
         assert not found.beats_controls
         assert "does not beat" in found.sentence
         assert "Do not rely" in found.sentence
+
+
+def test_an_empty_map_is_not_tested_since_a_draw_of_pixels_might_win(model, inputs):
+    for found in verdicts(model, inputs, np.zeros((3, 3, 3), np.float32), [0, 0, 0]):
+        assert not found.tested
+        assert not found.beats_controls
+        assert found.probability >= LEAST_PROBABILITY
+        assert "The map is empty" in found.sentence
+        assert found.short == "not tested: the map is empty"
 
 
 def test_a_contrast_is_judged_by_the_probability_among_its_two_classes(model, inputs):

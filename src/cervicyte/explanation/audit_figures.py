@@ -127,7 +127,9 @@ def values_of(records: Sequence[Mapping[str, Any]], settings: AuditSettings) -> 
     for name, found in values.items():
         if name in settings.explanations:
             others = [values[control]["score"] for control in controls_of(name)]
-            found["beats_controls"] = (found["score"] > np.max(others, axis=0) + MARGIN).astype(float)
+            ahead = found["score"] > np.max(others, axis=0) + MARGIN
+            # A map without likeness to anything is empty, and beats nothing, as in a verdict.
+            found["beats_controls"] = (ahead & ~np.isnan(found["like_centre"])).astype(float)
     return values
 
 
@@ -151,7 +153,10 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
             f"imputation (noise of {ROAD_NOISE:g} grey levels); the mean over these percentages is given"
         ),
         "nucleus and cell": "outlines on the original's pixels; what of a map lies on padding is left out",
-        "beats controls": f"its score exceeds that of each of its three controls by more than {MARGIN:g}",
+        "beats controls": (
+            f"the map is not empty, and its score exceeds that of each of its three controls by more than "
+            f"{MARGIN:g}"
+        ),
         "random": "the map by the same method at the same layer of one network with random weights",
         "shown only": (
             "the rest of the image replaced by its mean colour, or filled smoothly from the pixels that are "

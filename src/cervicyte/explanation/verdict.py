@@ -13,7 +13,8 @@ be wrong; the centre or the darkness may be what the network relies on. The audi
 cells, with intervals.
 
 A class that the network gives next to no probability leaves nothing to take away: its map is not tested, and
-does not beat anything. The unchanged image alone settles that, in one pass for all classes of an image.
+does not beat anything. The unchanged image alone settles that, in one pass for all classes of an image. Nor
+is a map tested that marks nothing: its pixels would be ranked by a draw, which may well win.
 """
 
 from __future__ import annotations
@@ -55,17 +56,19 @@ class Verdict:
         forward_passes: images sent through a network for this verdict. What several verdicts on one image
             share is counted with the first of them that needs it.
         probability: of what is explained, on the whole image; below `LEAST_PROBABILITY` no map is tested.
+        empty: whether the map marks nothing.
     """
 
     score: float
     controls: dict[str, float]
     forward_passes: int
     probability: float
+    empty: bool = False
 
     @property
     def tested(self) -> bool:
-        """Whether the class has enough probability for its map to be held against the controls."""
-        return self.probability >= LEAST_PROBABILITY
+        """Whether the class has enough probability, and a map, to be held against the controls."""
+        return self.probability >= LEAST_PROBABILITY and not self.empty
 
     @property
     def unbeaten(self) -> list[str]:
@@ -80,6 +83,8 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words for the person who looks at the map."""
+        if self.empty:
+            return "The map is empty: at this layer nothing in the image speaks for this class."
         if not self.tested:
             return (
                 f"Not to be relied on: the network gives this class {100 * self.probability:.1f} %, too "
@@ -100,6 +105,8 @@ class Verdict:
     @property
     def short(self) -> str:
         """The verdict in a few words, for a place below a picture."""
+        if self.empty:
+            return "not tested: the map is empty"
         if not self.tested:
             return f"not tested: class under {100 * LEAST_PROBABILITY:.0f} %"
         return "beats the controls" if self.beats_controls else f"does not beat: {', '.join(self.unbeaten)}"
@@ -138,7 +145,7 @@ def verdicts(
     for rows, probabilities in zip(rows_of.values(), whole, strict=True):
         for row, passes in zip(rows, [1] + [0] * (len(rows) - 1), strict=True):
             probability = float(of_target(probabilities, targets[row]))
-            found[row] = Verdict(math.nan, {}, passes, probability)
+            found[row] = Verdict(math.nan, {}, passes, probability, empty=not (maps[row] > 0).any())
         tested = [row for row in rows if found[row].tested]
         if tested:
             image, asked = inputs[rows[0]], [targets[row] for row in tested]
