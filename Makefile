@@ -8,8 +8,8 @@ SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
 
-.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev optimism inspection twins leakage \
-  audit benchmark clean
+.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev optimism optimism-finetuned inspection \
+  twins leakage ablation audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -71,6 +71,10 @@ optimism: setup ## what splits by cell and by field gain, with frozen features; 
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --frozen --seeds 0,1,2,3,4 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_frozen
 
+optimism-finetuned: setup ## the same with fine-tuned networks; about an hour, resumable
+	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --recipe recipes/quick.yaml \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_finetuned
+
 # The pages show real cells and stay in runs/; the figures go to docs/results/. Findings are status 1.
 inspection: setup ## look through SIPaKMeD and Herlev, with likely label errors and shortcuts; about 10 minutes
 	for data in sipakmed herlev; do \
@@ -86,6 +90,10 @@ twins: setup ## measure the twin finder on the tuning half of the labelled pairs
 
 leakage: setup ## write docs/leakage.md from what inspection, twins and optimism left in docs/results/
 	$(BIN)/python benchmarks/leakage_page.py --data $(SHARED)/data/sipakmed
+
+ablation: setup ## compare variants of the recipe on inner groups; about 80 minutes, resumable
+	$(BIN)/cervicyte ablate $(SHARED)/data/sipakmed recipes/plans/ablation.yaml --out $(RUNS)/ablation \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
 
 audit: sipakmed ## what the explanations of the network of `make sipakmed` are worth; 50 minutes, resumable
 	$(BIN)/cervicyte audit $(RUNS)/sipakmed/best_model.pth --data $(SHARED)/data/sipakmed \

@@ -6,12 +6,12 @@ r"""How long a data set takes to be inspected, and how much memory, by number of
         --out benchmarks/results/inspection_closer_speed.json
 
 The first figure is the data set as it lies; with `--closer`, also with likely label errors and shortcuts,
-which a frozen network (its weights: BACKBONE) finds. Those of `--sizes` are of cells made from it, in a temporary
-folder that is removed. Copy k of cell i (k from 0) is cut from it with a box of 75 to 100 % of its sides,
-anywhere, after a turn by any angle and, for every second one, mirroring; each colour's optical density is
-multiplied by 0.8 to 1.25 (stain), the light by 0.75 to 1.15 (exposure), noise is added. So a cell's copies
-differ, and are twins where turns agree to a few degrees, modulo quarters and mirroring. Cells that share a
-field and k share a field. The larger sets hold the smaller ones.
+which a frozen network (its weights: BACKBONE) finds. Those of `--sizes` are of cells made from it, in a
+temporary folder that is removed. Copy k of cell i (k from 0) is cut from it with a box of 75 to 100 % of
+its sides, anywhere, after a turn by any angle and, for every second one, mirroring; each colour's optical
+density is multiplied by 0.8 to 1.25 (stain), the light by 0.75 to 1.15 (exposure), noise is added. So a
+cell's copies differ, and are twins where turns agree to a few degrees, modulo quarters and mirroring. Cells
+that share a field and k share a field. The larger sets hold the smaller ones.
 
 Each set is inspected in a process of its own, whose peak memory is taken; the file is written after each.
 Processor time stands beside wall time, as other work on the machine lengthens only the latter.

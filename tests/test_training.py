@@ -29,6 +29,7 @@ from cervicyte.training.loop import (
     AveragedWeights,
     LabelledImages,
     balanced_weights,
+    has_compiler,
     parameter_groups,
     scheduled_rate,
     train,
@@ -147,6 +148,49 @@ def test_training_stops_early_when_nothing_gets_better(tmp_path):
     noise = LabelledImages(rng.integers(0, 255, (16, 32, 32, 3)).astype(np.uint8), np.arange(16) % 2)
     recipe = RECIPE.model_copy(update={"epochs": 12, "patience": 1, "learning_rate": 1e-8})
     assert len(train(recipe, noise, noise, NAMES, tmp_path)) < 12
+
+
+def test_the_last_weights_are_kept_where_the_recipe_says_so_and_no_patience_ends_it(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = LabelledImages(rng.integers(0, 255, (16, 32, 32, 3)).astype(np.uint8), np.arange(16) % 2)
+    recipe = RECIPE.model_copy(update={"epochs": 4, "patience": 1, "learning_rate": 1e-8, "keep": "last"})
+    history = train(recipe, noise, noise, NAMES, tmp_path)
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert load_model_file(tmp_path / MODEL_NAME).epoch == 4
+
+
+def test_without_a_compiler_training_goes_on_uncompiled_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    said = []
+
+    class Listening(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    one = RECIPE.model_copy(update={"epochs": 1})
+    recipe = one.model_copy(update={"compiled": True})
+    train(recipe, spots(16, 0), spots(8, 1), NAMES, tmp_path / "asked", progress=Listening())
+    assert any("no C++ compiler" in text for text in said)
+    train(one, spots(16, 0), spots(8, 1), NAMES, tmp_path / "plain")
+    plain, asked = (weights_of(tmp_path / name / MODEL_NAME) for name in ("plain", "asked"))
+    assert all(torch.equal(asked[key], value) for key, value in plain.items())
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler, and there is none")
+def test_a_compiled_network_learns_the_same_but_for_rounding(tmp_path):
+    # Three stages stand still, so that compiling takes a minute and rounding is not blown up.
+    recipe = RECIPE.model_copy(update={"epochs": 1, "frozen_stages": 3, "learning_rate": 1e-4})
+    plain = train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "plain")
+    asked = recipe.model_copy(update={"compiled": True})
+    compiled = train(asked, spots(32, 0), spots(16, 1), NAMES, tmp_path / "compiled")
+    before, after = (weights_of(tmp_path / name / MODEL_NAME) for name in ("plain", "compiled"))
+    assert before.keys() == after.keys()
+    assert not all(torch.equal(after[key], value) for key, value in before.items()), "nothing was compiled"
+    assert compiled["train_loss"].tolist() == pytest.approx(plain["train_loss"].tolist(), rel=0.02)
+    for key, value in before.items():
+        if key.startswith("layer4") and value.is_floating_point():
+            torch.testing.assert_close(after[key], value, rtol=0.05, atol=1e-3)
 
 
 # --- the parts ---------------------------------------------------------------------------------

@@ -355,6 +355,33 @@ def optimism(
 
 
 @app.command()
+def ablate(
+    data: Data,
+    plan: Annotated[Path, typer.Argument(help="What is compared, in YAML; see docs/ablation.md.")],
+    out: Annotated[Path, typer.Option(help="Takes the trainings and the tables.")] = Path("ablation"),
+    set_: Settings = None,
+    backbone: Backbone = None,
+    known_groups: KnownGroups = True,
+) -> None:
+    """Compare variants of a recipe, one change at a time, on inner groups; the test part stays closed."""
+    from cervicyte.evaluation.ablation import ablate, read_plan
+    from cervicyte.progress import TerminalProgress
+    from cervicyte.training.recipe import parse_override
+
+    overrides = dict(parse_override(text) for text in set_ or ())
+    overrides |= {} if backbone is None else {"backbone": backbone}
+    ablate(
+        data,
+        out,
+        read_plan(plan, overrides),
+        known_groups=known_groups,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    typer.echo((out / "ablation.md").read_text(encoding="utf-8"))
+
+
+@app.command()
 def split(
     data: Data,
     out: Annotated[Path, typer.Option(help="The split file.")] = Path("split.csv"),

@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -66,7 +67,7 @@ class State:
     optimiser: torch.optim.Optimizer
     step: int = 0
     epoch: int = 0  # finished epochs
-    best_accuracy: float = -1.0
+    best_accuracy: float = -1.0  # of the epoch whose weights are kept
     best_loss: float = math.inf
     best_epoch: int = 0
 
@@ -86,7 +87,8 @@ def train(
 
     Args:
         recipe: every setting.
-        training, validation: preprocessed as the recipe says; validation chooses the best epoch.
+        training, validation: preprocessed as the recipe says; validation chooses the epoch, unless the
+            recipe keeps the last.
         class_names: in the order of the targets.
         out: folder that takes the model, the history and the checkpoint.
         metadata: JSON values that are to travel in the model file, such as the split's hash.
@@ -102,8 +104,12 @@ def train(
     in_bfloat16 = computes_in_bfloat16(recipe.precision)
     # Accelerate keeps the precision of the first training for the whole process, unless told otherwise.
     AcceleratorState._reset_state(reset_partial_state=False)
+    compiled = recipe.compiled and has_compiler()
+    if recipe.compiled and not compiled:
+        progress.say("Note: no C++ compiler was found; training goes on without torch.compile, slower.")
     accelerator = Accelerator(
         mixed_precision="bf16" if in_bfloat16 else "no",
+        dynamo_backend="inductor" if compiled else "no",
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     network = CBAMResNet50(len(class_names), recipe.placement)
@@ -127,7 +133,7 @@ def train(
     )
     network = network.to(memory_format=torch.channels_last)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
-    plain: CBAMResNet50 = accelerator.unwrap_model(network)
+    plain: CBAMResNet50 = accelerator.unwrap_model(network, keep_torch_compile=False)
     state = State(plain, AveragedWeights(plain, recipe.ema_decay), optimiser)
 
     class_weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
@@ -141,7 +147,7 @@ def train(
 
     with stop_on_interrupt() as interrupted:
         progress.start("Training", recipe.epochs * steps_per_epoch, done=state.step)
-        while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
+        while state.epoch < recipe.epochs and not out_of_patience(state, recipe):
             began = time.monotonic()
             batches.epoch = state.epoch + 1
             network.train()
@@ -206,11 +212,11 @@ def train(
                 f"{row['images_per_second']:.1f} images/s, {row['seconds']:.0f} s"
             )
             better = (validation_accuracy, -validation_loss) > (state.best_accuracy, -state.best_loss)
-            if better:
+            if better or recipe.keep == "last":
                 state.best_accuracy, state.best_loss = validation_accuracy, validation_loss
                 state.best_epoch = state.epoch
             if accelerator.is_main_process:
-                if better:
+                if state.best_epoch == state.epoch:
                     save_model(
                         out / MODEL_NAME,
                         ModelFile(
@@ -271,6 +277,11 @@ def scheduled_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
         return (step + 1) / (warm_up + 1)
     share = (step - warm_up) / max(1.0, recipe.epochs * steps_per_epoch - warm_up)
     return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+
+
+def out_of_patience(state: State, recipe: Recipe) -> bool:
+    """Return whether training for the best epoch has gone on for long enough without a better one."""
+    return recipe.keep == "best" and state.epoch - state.best_epoch >= recipe.patience
 
 
 def balanced_weights(targets: np.ndarray, class_count: int, choice: str) -> Tensor:
@@ -344,6 +355,12 @@ def computes_in_bfloat16(precision: str) -> bool:
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
     return any(supported)
+
+
+def has_compiler() -> bool:
+    """Return whether there is the C++ compiler that torch.compile calls."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "cl"]))
 
 
 def default_workers(device: torch.device) -> int:

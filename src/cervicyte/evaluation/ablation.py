@@ -1,0 +1,387 @@
+"""What each ingredient of a recipe brings: one change at a time, judged on inner groups.
+
+The test part of the outer split is never read. What is not test is divided once more into inner folds by
+group; each variant is trained on all but one of them and judged on that one, by the weights of the last
+epoch, so that nothing at all is chosen on the judged cells. Every variant is compared with the base over
+the same cells, paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from cervicyte import metrics
+from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
+from cervicyte.datasets.splits import cells_of, make_split, split_hash
+from cervicyte.errors import RecipeError, RunFolderError, UsageError
+from cervicyte.evaluation.cross_validation import (
+    Statistic,
+    as_json,
+    bootstrap_estimates,
+    figures_of_cells,
+)
+from cervicyte.evaluation.predictions import logits_of, predictions_table, softmax
+from cervicyte.evaluation.run import NOT_PATIENTS, RECIPE_NAME, labelled_images
+from cervicyte.evaluation.tables import read_predictions, write_table
+from cervicyte.network.model_file import load_model_file
+from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
+from cervicyte.training.loop import CHECKPOINT_NAME, MODEL_NAME, train
+from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
+
+BASE = "base"
+JUDGED_NAME = "judged_predictions.csv"
+ABOUT_NAME = "about.json"  # of one training; written last
+TITLES = {
+    "accuracy": "accuracy, %",
+    "macro_f1": "macro F1, %",
+    "log_loss": "log loss",
+    "abnormal_auc": "abnormal AUC",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        recipes: name -> resolved recipe; the first is the base.
+        changes: name -> what differs from the base, dotted keys.
+        outer_fold, outer_folds, seed: the split whose test part stays closed.
+        inner_folds: into how many parts the rest is divided.
+        judged: which of them are judged, each by a training of its own.
+    """
+
+    recipes: dict[str, Recipe]
+    changes: dict[str, dict[str, Any]]
+    outer_folds: int = 5
+    outer_fold: int = 0
+    seed: int = 0
+    inner_folds: int = 4
+    judged: tuple[int, ...] = (0, 1)
+
+
+def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Read a plan: YAML with `base` (a recipe), `variants` (name -> changes, dotted keys) and, if the
+    defaults of `Plan` will not do, `outer_folds`, `outer_fold`, `seed`, `inner_folds`, `judged`.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted keys that change every recipe, such as the backbone's file.
+
+    Raises:
+        RecipeError: the file is missing, is no plan, or a recipe in it is not valid; the text names it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read as a plan; check the path and the YAML.") from error
+    numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes"}
+    if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
+        raise RecipeError(f"{path}: a plan has `base`, a recipe, and `variants`, a list of `name: changes`.")
+    unknown = sorted(set(content) - numbers - {"base", "variants"})
+    if unknown:
+        raise RecipeError(
+            f"{path}: there is no key {unknown[0]}; the keys are base, variants, "
+            f"{', '.join(sorted(numbers))}."
+        )
+    stated = {
+        key: tuple(value) if key == "judged" else value for key, value in content.items() if key in numbers
+    }
+    base = _flat(content.get("base") or {})
+    changes: dict[str, dict[str, Any]] = {BASE: {}}
+    for name, change in content["variants"].items():
+        changes[str(name)] = _flat(change or {})
+    recipes = {}
+    for name, change in changes.items():
+        try:
+            # Of the judged cells nothing may be learnt, not even when to stop.
+            recipes[name] = read_recipe(
+                None, {**base, **change, **(overrides or {}), "keep": "last", "seed": stated.get("seed", 0)}
+            )
+        except RecipeError as error:
+            raise RecipeError(f"{path}, variant {name}: {error}") from error
+    if len({_folder_name(name) for name in recipes}) < len(recipes):
+        raise RecipeError(f"{path}: two variants' names differ in signs alone; name them apart.")
+    return Plan(recipes, changes, **stated)
+
+
+def ablate(
+    data: Path,
+    out: Path,
+    plan: Plan,
+    *,
+    known_groups: bool = True,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Train and judge every variant of a plan, going on where an earlier call stopped; write the tables.
+
+    Args:
+        data: folder or manifest of labelled cells.
+        out: takes `VARIANT/inner_K/`, and `ablation.csv`, `.json` and `.md`, written anew after each
+            variant; what is not trained yet stands there as not run.
+        plan: see `read_plan`.
+        known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
+        command: the command line, recorded in every artefact.
+        progress: is told of every step.
+
+    Returns:
+        The content of `ablation.json`.
+
+    Raises:
+        UsageError: the plan names an inner fold that there is not.
+        RunFolderError: `out` holds trainings of other recipes or cells.
+    """
+    if not plan.judged or not set(plan.judged) <= set(range(plan.inner_folds)):
+        raise UsageError(f"judged: give inner folds from 0 to {plan.inner_folds - 1}, one or more.")
+    dataset = read_dataset(data, known_groups)
+    for warning in dataset.warnings:
+        progress.say(f"Note: {warning}")
+    rest, outer_hash = closed_test_part(dataset, plan)
+    inner = {
+        fold: make_split(rest, folds=plan.inner_folds, fold=fold, seed=plan.seed) for fold in plan.judged
+    }
+    content: dict[str, Any] = {}
+    for name, recipe in plan.recipes.items():
+        for fold, split in inner.items():
+            progress.say(f"{name}, inner fold {fold}")
+            _train_and_judge(
+                rest, split, recipe, out / _folder_name(name) / f"inner_{fold}", command, progress
+            )
+        content = summary_of(out, plan, dataset, rest, outer_hash, command)
+        write_table(_flat_table(content), out / "ablation.csv")
+        write_text(out / "ablation.md", ablation_page(content))
+        write_json(out / "ablation.json", content)
+    return content
+
+
+def closed_test_part(dataset: CellDataset, plan: Plan) -> tuple[CellDataset, str]:
+    """Return the data set without the outer test part, and the hash of the outer split."""
+    outer = make_split(dataset, folds=plan.outer_folds, fold=plan.outer_fold, seed=plan.seed)
+    open_to_us = set(outer.loc[outer["part"] != "test", "path"])
+    cells = tuple(dataclasses.replace(cell, part=None) for cell in dataset.cells if cell.name in open_to_us)
+    return dataclasses.replace(dataset, cells=cells), split_hash(outer)
+
+
+def _train_and_judge(
+    dataset: CellDataset,
+    split: pd.DataFrame,
+    recipe: Recipe,
+    folder: Path,
+    command: str | None,
+    progress: Progress,
+) -> None:
+    """Train on all inner folds but one, and keep what the network says of that one; once."""
+    begun = folder / RECIPE_NAME
+    if begun.is_file() and read_recipe(begun) != recipe:
+        raise RunFolderError(f"{folder}: was begun with another recipe; choose another folder with --out.")
+    if (folder / ABOUT_NAME).is_file():
+        return
+    write_recipe(recipe, begun)
+    judged = cells_of(split, dataset, "test")
+    shown: list[Cell] = [cell for part in ("train", "validation") for cell in cells_of(split, dataset, part)]
+    training, judging = (
+        labelled_images(cells, dataset.classes, recipe.preprocessing, progress, part)
+        for cells, part in ((shown, "training"), (judged, "judged"))
+    )
+    history = train(recipe, training, judging, dataset.classes, folder, resume=True, progress=progress)
+    model = load_model_file(folder / MODEL_NAME)
+    probabilities = softmax(logits_of(model, judging.images, progress))
+    labels = [cell.label for cell in judged]
+    write_table(predictions_table(judged, labels, probabilities, dataset.classes), folder / JUDGED_NAME)
+    write_json(
+        folder / ABOUT_NAME,
+        {
+            "split": split_hash(split),
+            "minutes": round(float(history["seconds"].sum()) / 60, 1),
+            "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+            **provenance(command),
+        },
+    )
+    for name in (MODEL_NAME, CHECKPOINT_NAME):  # 400 MB a training, of which nothing is used again
+        (folder / name).unlink(missing_ok=True)
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def summary_of(
+    out: Path, plan: Plan, dataset: CellDataset, rest: CellDataset, outer_hash: str, command: str | None
+) -> dict[str, Any]:
+    """Return the figures of every variant that was judged on all inner folds, and what was not run."""
+    tables = {name: judged_cells(out / _folder_name(name), plan.judged) for name in plan.recipes}
+    base = tables[BASE]
+    variants = []
+    for name, table in tables.items():
+        row: dict[str, Any] = {"name": name, "changes": plan.changes[name], "run": table is not None}
+        if table is not None and base is not None:
+            folders = [out / _folder_name(name) / f"inner_{fold}" for fold in plan.judged]
+            about = [json.loads((folder / ABOUT_NAME).read_text(encoding="utf-8")) for folder in folders]
+            row |= figures_against(base, table, rest.classes)
+            row |= {
+                "minutes": round(sum(one["minutes"] for one in about), 1),
+                "parameters": about[0]["parameters"],
+                "commits": sorted({one["commit"] for one in about}),
+            }
+        variants.append(row)
+    return {
+        "notice": RESEARCH_USE_ONLY,
+        "data": dataset.root.name,
+        "outer_split": {
+            "folds": plan.outer_folds,
+            "fold": plan.outer_fold,
+            "seed": plan.seed,
+            "hash": outer_hash,
+        },
+        "inner_folds": plan.inner_folds,
+        "judged_folds": list(plan.judged),
+        "cells": 0 if base is None else len(base),
+        "groups": 0 if base is None else int(base["group"].nunique()),
+        "seed": plan.seed,
+        "base": plan.recipes[BASE].model_dump(mode="json"),
+        "variants": variants,
+        "intervals": {
+            "level": metrics.LEVEL,
+            "method": "percentile bootstrap of whole groups, the same draws for both",
+            "draws": metrics.DRAWS,
+        },
+        "caveats": [
+            NOT_PATIENTS,
+            "One training a variant and inner fold: the intervals hold the draw of the cells, not that of "
+            "the training.",
+        ],
+        "provenance": provenance(command),
+    }
+
+
+def judged_cells(folder: Path, judged: Sequence[int]) -> pd.DataFrame | None:
+    """Return the predictions of all judged inner folds; None while one is missing."""
+    parts = [folder / f"inner_{fold}" for fold in judged]
+    if not all((part / ABOUT_NAME).is_file() for part in parts):
+        return None
+    tables = [read_predictions(part / JUDGED_NAME) for part in parts]
+    return pd.concat(tables).sort_values("path", kind="stable", ignore_index=True)
+
+
+def figures_against(
+    base: pd.DataFrame, table: pd.DataFrame, class_names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return each figure of a variant with its interval, and what it exceeds the base's by, paired.
+
+    Raises:
+        UsageError: the two are not of the same cells.
+    """
+    p_value = metrics.compare_paired(base, table).p_value
+    before, after = (_statistic(one, class_names) for one in (base, table))
+    own = bootstrap_estimates(table["group"], after)
+    gained = bootstrap_estimates(table["group"], lambda weights: after(weights) - before(weights))
+    return {
+        "figures": {name: as_json(one) for name, one in zip(TITLES, own, strict=True)},
+        "differences": {name: as_json(one) for name, one in zip(TITLES, gained, strict=True)},
+        "accuracy_p_value": {"value": p_value},
+    }
+
+
+def _statistic(table: pd.DataFrame, class_names: Sequence[str]) -> Statistic:
+    """Return the function from cell weights [D, N] to the figures of `TITLES`, [D, K]."""
+    names, figures = figures_of_cells(table, class_names)
+    places = [names.index(name) for name in TITLES if name != "log_loss"]
+    probabilities = table[[f"p_{name}" for name in class_names]].to_numpy(float)
+    truth = table["true_class"].map({name: at for at, name in enumerate(class_names)}).to_numpy(int)
+    surprise = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], np.finfo(float).tiny))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        loss = metrics.ratio(weights @ surprise, weights.sum(-1))
+        return np.insert(figures(weights)[:, places], list(TITLES).index("log_loss"), loss, axis=1)
+
+    return statistic
+
+
+def _flat_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    rows = []
+    for variant in content["variants"]:
+        row = {"variant": variant["name"], "run": variant["run"]}
+        for kind in ("figures", "differences"):
+            for name, figure in variant.get(kind, {}).items():
+                key = name if kind == "figures" else f"{name}_difference"
+                row |= {key: figure["value"], f"{key}_low": figure["low"], f"{key}_high": figure["high"]}
+        row["accuracy_p_value"] = variant.get("accuracy_p_value", {}).get("value")
+        row["minutes"] = variant.get("minutes")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ablation_page(content: Mapping[str, Any]) -> str:
+    """Return the table as Markdown, with what was compared on what."""
+    lines = [
+        f"| {variant['name']} | " + " | ".join(_cells_of_row(variant)) + " |"
+        for variant in content["variants"]
+    ]
+    origin, outer = content["provenance"], content["outer_split"]
+    return f"""# Ablation: {content["data"]}
+
+{content["notice"]}
+
+Each variant changes one thing of the base and is judged on {content["cells"]:,} cells in \
+{content["groups"]:,} groups: inner folds {", ".join(map(str, content["judged_folds"]))} of \
+{content["inner_folds"]}, by group, of what is not the test part of fold {outer["fold"]} of \
+{outer["folds"]} (seed {outer["seed"]}), which stayed closed. Weights are those of the last epoch: nothing \
+was chosen on the judged cells.
+
+| variant | accuracy, % | less base | macro F1, % | less base | log loss | less base | abnormal AUC | less \
+base | p (accuracy) | minutes |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(lines)}
+
+In brackets: 95 % intervals from {content["intervals"]["draws"]:,} bootstrap draws of whole groups; of \
+differences, the same draws for both. A lower log loss is better. {" ".join(content["caveats"])}
+
+Command: `{origin["command"] or "called from Python"}`; commit {origin["commit"]}; {origin["machine"]}; \
+written {origin["written"][:10]}.
+"""
+
+
+def _cells_of_row(variant: Mapping[str, Any]) -> list[str]:
+    if not variant.get("figures"):
+        return ["not run", *[""] * 9]
+    cells = []
+    for name in TITLES:
+        percent = name in ("accuracy", "macro_f1")
+        own, gained = variant["figures"][name], variant["differences"][name]
+        cells += [
+            _written(own, percent),
+            "" if variant["name"] == BASE else _written(gained, percent, signed=True),
+        ]
+    p_value = "" if variant["name"] == BASE else f"{variant['accuracy_p_value']['value']:.3f}"
+    return [*cells, p_value, f"{variant['minutes']:.1f}"]
+
+
+def _written(figure: Mapping[str, float | None], percent: bool, signed: bool = False) -> str:
+    values = [figure[end] for end in ("value", "low", "high")]
+    if any(value is None for value in values):
+        return "undefined"
+    form = ("+" if signed else "") + (".1f" if percent else ".3f")
+    value, low, high = (format(100 * one if percent else one, form) for one in values if one is not None)
+    return f"{value} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -1,0 +1,167 @@
+"""An ablation compares variants over the same inner cells, and never reads the test part."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PROJECT
+from PIL import Image
+from sklearn.metrics import accuracy_score, log_loss
+
+from cervicyte.datasets.layouts import read_dataset
+from cervicyte.datasets.splits import make_split
+from cervicyte.errors import RecipeError, RunFolderError, UsageError
+from cervicyte.evaluation import ablation
+from cervicyte.evaluation.ablation import ablate, closed_test_part, judged_cells, read_plan
+from cervicyte.progress import Progress
+
+PLAN = """
+base:
+  backbone: none
+  preprocessing: {image_size: 32, canvas_size: 32}
+  epochs: 1
+  batch_size: 8
+  frozen_stages: 4
+  ema_decay: 0
+variants:
+  without CBAM: {placement: none}
+  slower: {learning_rate: 0.00001}
+outer_folds: 3
+inner_folds: 2
+judged: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Two classes, nine fields each, two cells a field."""
+    root = tmp_path_factory.mktemp("data") / "cells"
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 40), ("light", 90)):
+        (root / label).mkdir(parents=True)
+        for field in range(1, 10):
+            for cell in (1, 2):
+                pixels = (rng.integers(0, 120, (40, 50, 3)) + level).astype(np.uint8)
+                Image.fromarray(pixels).save(root / label / f"{field:03d}_{cell:02d}.png")
+    return root
+
+
+def plan_of(folder, text=PLAN):
+    path = folder / "plan.yaml"
+    path.write_text(text)
+    return read_plan(path)
+
+
+@pytest.fixture(scope="module")
+def done(cells, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ablation")
+    return out, ablate(cells, out / "a", plan_of(out), command="a command")
+
+
+def test_the_test_part_of_the_outer_split_is_never_read(cells, done, monkeypatch, tmp_path):
+    outer = make_split(read_dataset(cells), folds=3)
+    closed = set(outer.loc[outer["part"] == "test", "path"])
+    read = []
+    real = ablation.labelled_images
+    monkeypatch.setattr(
+        ablation,
+        "labelled_images",
+        lambda cells, *rest: read.extend(c.name for c in cells) or real(cells, *rest),
+    )
+    ablate(cells, tmp_path / "b", plan_of(tmp_path))
+    assert closed
+    assert not closed & set(read)
+    assert set(read) == set(outer["path"]) - closed
+
+
+def test_every_cell_that_is_not_test_is_judged_once_by_a_network_that_saw_no_cell_of_its_group(cells, done):
+    out, _ = done
+    plan = plan_of(out)
+    rest, _ = closed_test_part(read_dataset(cells), plan)
+    table = judged_cells(out / "a" / "without_cbam", plan.judged)
+    assert sorted(table["path"]) == sorted(cell.name for cell in rest.cells)
+    for fold in plan.judged:
+        part = pd.read_csv(out / "a" / "base" / f"inner_{fold}" / "judged_predictions.csv")
+        others = set(table["path"]) - set(part["path"])
+        groups = {cell.name: cell.group for cell in rest.cells}
+        assert not {groups[name] for name in part["path"]} & {groups[name] for name in others}
+
+
+def test_figures_and_differences_are_those_of_scikit_learn(done):
+    out, content = done
+    tables = {name: judged_cells(out / "a" / name, (0, 1)) for name in ("base", "slower")}
+
+    def by_hand(table):
+        accuracy = accuracy_score(table["true_class"], table["predicted_class"])
+        return accuracy, log_loss(table["true_class"], table[["p_dark", "p_light"]], labels=["dark", "light"])
+
+    (a, loss), (b, other_loss) = by_hand(tables["base"]), by_hand(tables["slower"])
+    row = next(one for one in content["variants"] if one["name"] == "slower")
+    assert row["figures"]["accuracy"]["value"] == pytest.approx(b)
+    assert row["figures"]["log_loss"]["value"] == pytest.approx(other_loss)
+    assert row["differences"]["accuracy"]["value"] == pytest.approx(b - a)
+    assert row["differences"]["log_loss"]["value"] == pytest.approx(other_loss - loss)
+    assert row["changes"] == {"learning_rate": 0.00001}
+
+
+def test_the_last_epoch_is_judged_whatever_the_plan_says(tmp_path):
+    plan = plan_of(tmp_path, PLAN.replace("ema_decay: 0", "ema_decay: 0\n  keep: best"))
+    assert {recipe.keep for recipe in plan.recipes.values()} == {"last"}
+
+
+def test_an_ablation_goes_on_and_says_what_was_not_run(cells, tmp_path):
+    class Stop(Progress):
+        def say(self, text: str) -> None:
+            if text.startswith("slower"):
+                raise KeyboardInterrupt
+
+    plan = plan_of(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(cells, tmp_path / "c", plan, progress=Stop())
+    halfway = json.loads((tmp_path / "c" / "ablation.json").read_text())
+    assert [one["run"] for one in halfway["variants"]] == [True, True, False]
+    assert "| slower | not run |" in (tmp_path / "c" / "ablation.md").read_text()
+    base = tmp_path / "c" / "base" / "inner_0" / "judged_predictions.csv"
+    before = base.stat().st_mtime_ns
+    content = ablate(cells, tmp_path / "c", plan)
+    assert all(one["run"] for one in content["variants"])
+    assert base.stat().st_mtime_ns == before
+    assert not list((tmp_path / "c").rglob("*.pth"))
+
+
+def test_trainings_of_another_recipe_are_not_taken_for_this_plans(cells, done, tmp_path):
+    out, _ = done
+    other = plan_of(tmp_path, PLAN.replace("batch_size: 8", "batch_size: 4"))
+    with pytest.raises(RunFolderError, match="another recipe"):
+        ablate(cells, out / "a", other)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "a plan has"),
+        ("base: {}", "a plan has"),
+        ("variants: {a: {placment: none}}", "variant a: .*did you mean placement"),
+        ("variants: {}\nfolds: 3", "there is no key folds"),
+        ("variants: {a b: {}, a-b: {}}", "differ in signs alone"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_plan_that_will_not_do_is_refused_by_name(tmp_path, text, said):
+    with pytest.raises(RecipeError, match=said):
+        plan_of(tmp_path, text)
+
+
+def test_an_inner_fold_that_does_not_exist_is_refused(cells, tmp_path):
+    with pytest.raises(UsageError, match="inner folds from 0 to 1"):
+        ablate(cells, tmp_path / "d", plan_of(tmp_path, PLAN.replace("[0, 1]", "[0, 2]")))
+
+
+def test_the_shipped_plans_are_valid():
+    paths = sorted((PROJECT / "recipes" / "plans").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        assert len(read_plan(path).recipes) > 1
