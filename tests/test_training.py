@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from cervicyte.network.model_file import load_model_file
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import Progress
 from cervicyte.training.augmentation import JPEG, Magnification, StainJitter, build_augmentation
-from cervicyte.training.cells import EpochBatches, TrainingCells
+from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
 from cervicyte.training.loop import (
     CHECKPOINT_NAME,
     HISTORY_NAME,
@@ -191,6 +192,40 @@ def test_a_compiled_network_learns_the_same_but_for_rounding(tmp_path):
     for key, value in before.items():
         if key.startswith("layer4") and value.is_floating_point():
             torch.testing.assert_close(after[key], value, rtol=0.05, atol=1e-3)
+
+
+def test_the_default_recipe_trains_as_the_plainest_loop_does_bit_for_bit(tmp_path):
+    recipe, cells = RECIPE.model_copy(update={"epochs": 2}), spots(24, 0)
+    train(recipe, cells, spots(8, 1), NAMES, tmp_path)
+    trained = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
+
+    torch.manual_seed(recipe.seed)
+    network = CBAMResNet50(2).to(memory_format=torch.channels_last).train()
+    network.compensate_fresh_gates()
+    average = copy.deepcopy(network)
+    optimiser = torch.optim.AdamW(parameter_groups(network, recipe))
+    augmented = TrainingCells(cells.images, cells.targets, build_augmentation(recipe.augmentation), 0)
+    batches = EpochBatches(24, 8, 0)
+    for step in range(6):
+        batches.epoch = 1 + step // 3
+        images, targets = zip(*[augmented[place] for place in list(batches)[step % 3]], strict=True)
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_rate"] * scheduled_rate(step, 3, recipe)
+        logits = network(normalised(torch.stack(images), recipe.preprocessing))
+        torch.nn.functional.cross_entropy(
+            logits, torch.tensor(targets), weight=torch.ones(2), label_smoothing=recipe.label_smoothing
+        ).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+        decay = min(recipe.ema_decay, (1 + step) / (10 + step))
+        values = network.state_dict()
+        for key, mean in average.state_dict().items():
+            mean.lerp_(values[key], 1 - decay) if mean.is_floating_point() else mean.copy_(values[key])
+    for key, value in network.state_dict().items():
+        assert torch.equal(trained["network"][key], value), key
+    for key, value in average.state_dict().items():
+        assert torch.equal(trained["average"][key], value), key
 
 
 # --- the parts ---------------------------------------------------------------------------------

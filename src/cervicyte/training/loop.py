@@ -41,6 +41,7 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import write_text, written_atomically
 from cervicyte.training.augmentation import build_augmentation
 from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
+from cervicyte.training.loss import classification_loss, cost_of_classes
 from cervicyte.training.recipe import Recipe
 
 MODEL_NAME = "best_model.pth"
@@ -96,10 +97,12 @@ def train(
         progress: is told of every step.
 
     Raises:
+        RecipeError: errors are to cost differently, and it is not known which classes are abnormal.
         WeightsError: the backbone's weights are missing or do not fit.
         RunFolderError: the checkpoint belongs to another recipe or other data.
         KeyboardInterrupt: after Ctrl-C, when the best model and the last epoch are safely on disk.
     """
+    costs = cost_of_classes(class_names, recipe.missed_abnormal_cost)
     torch.manual_seed(recipe.seed)
     in_bfloat16 = computes_in_bfloat16(recipe.precision)
     # Accelerate keeps the precision of the first training for the whole process, unless told otherwise.
@@ -137,7 +140,7 @@ def train(
     state = State(plain, AveragedWeights(plain, recipe.ema_decay), optimiser)
 
     class_weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
-    class_weights = class_weights.to(accelerator.device)
+    class_weights = (class_weights * costs).to(accelerator.device)
     steps_per_epoch = len(batches)
     rows: list[dict[str, float]] = []
     fingerprint = _fingerprint(recipe, training, validation, class_names)
@@ -162,12 +165,7 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] = group["base_rate"] * rate
                 logits = network(normalised(images, recipe.preprocessing))
-                loss = functional.cross_entropy(
-                    logits.float(),
-                    targets,
-                    weight=class_weights,
-                    label_smoothing=recipe.label_smoothing,
-                )
+                loss = classification_loss(logits.float(), targets, class_weights, recipe)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
                 optimiser.step()

@@ -67,9 +67,19 @@ class Recipe(BaseModel):
     )
     weight_decay: float = Field(0.05, ge=0, le=1, description="AdamW's decoupled decay")
     warm_up_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up before the cosine")
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="focal: cells already told with certainty weigh less"
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="how much less (focal); 0 is the cross-entropy")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="share spread over the other classes")
     class_weights: Literal["auto", "balanced", "none"] = Field(
         "auto", description="balanced: rarer classes weigh more; auto: if one is 1.5 times another"
+    )
+    missed_abnormal_cost: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="weight of an error on an abnormal cell, in errors on others",
     )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="weight averaging a step; 0 evaluates the last weights"
