@@ -50,6 +50,9 @@ RECIPE = Recipe(
 )
 
 
+EVERY_OPTION = RECIPE.model_copy(update={"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "loss": "focal"})
+
+
 def spots(count: int, seed: int) -> LabelledImages:
     """Grey images of two classes that differ in brightness."""
     rng = np.random.default_rng(seed)
@@ -84,14 +87,15 @@ def test_two_plain_classes_are_learnt(tmp_path):
     assert len(pd.read_csv(tmp_path / HISTORY_NAME)) == len(history) == 4
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, EVERY_OPTION], ids=["default", "every option"])
 @pytest.mark.parametrize(
     "stopped_after", [7, *(pytest.param(step, marks=pytest.mark.full) for step in (2, 11))]
 )
-def test_an_interrupted_run_ends_in_the_same_weights_bit_for_bit(tmp_path, stopped_after):
-    train(RECIPE, spots(32, 0), spots(16, 1), NAMES, tmp_path / "whole")
+def test_an_interrupted_run_ends_in_the_same_weights_bit_for_bit(tmp_path, stopped_after, recipe):
+    train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "whole")
     with pytest.raises(SystemExit):
-        train(RECIPE, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", progress=Stop(stopped_after))
-    train(RECIPE, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", resume=True)
+        train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", progress=Stop(stopped_after))
+    train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", resume=True)
     for name in (MODEL_NAME, CHECKPOINT_NAME):
         whole = torch.load(tmp_path / "whole" / name, weights_only=True)
         resumed = torch.load(tmp_path / "broken" / name, weights_only=True)
@@ -104,6 +108,15 @@ def test_one_process_may_train_in_one_precision_after_another(tmp_path):
         recipe = RECIPE.model_copy(update={"epochs": 1, "precision": precision})
         train(recipe, spots(16, 0), spots(8, 1), NAMES, tmp_path / precision)
         assert load_model_file(tmp_path / precision / MODEL_NAME).metadata["precision"] == precision
+
+
+@pytest.mark.full
+def test_the_number_of_workers_does_not_matter(tmp_path):
+    for workers in (0, 2):
+        recipe = EVERY_OPTION.model_copy(update={"epochs": 1, "workers": workers})
+        train(recipe, spots(16, 0), spots(8, 1), NAMES, tmp_path / str(workers))
+    none, two = (weights_of(tmp_path / str(workers) / MODEL_NAME) for workers in (0, 2))
+    assert all(torch.equal(two[key], value) for key, value in none.items())
 
 
 def test_another_seed_ends_in_other_weights(tmp_path):

@@ -42,6 +42,7 @@ from cervicyte.provenance import write_text, written_atomically
 from cervicyte.training.augmentation import build_augmentation
 from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
 from cervicyte.training.loss import classification_loss, cost_of_classes
+from cervicyte.training.mixing import BatchMixing, dominant_class
 from cervicyte.training.recipe import Recipe
 
 MODEL_NAME = "best_model.pth"
@@ -141,6 +142,7 @@ def train(
 
     class_weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
     class_weights = (class_weights * costs).to(accelerator.device)
+    mixing = BatchMixing(recipe, len(class_names))
     steps_per_epoch = len(batches)
     rows: list[dict[str, float]] = []
     fingerprint = _fingerprint(recipe, training, validation, class_names)
@@ -164,6 +166,7 @@ def train(
                 rate = scheduled_rate(state.step, steps_per_epoch, recipe)
                 for group in optimiser.param_groups:
                     group["lr"] = group["base_rate"] * rate
+                images, targets = mixing(images, targets, state.step)
                 logits = network(normalised(images, recipe.preprocessing))
                 loss = classification_loss(logits.float(), targets, class_weights, recipe)
                 accelerator.backward(loss)
@@ -175,7 +178,7 @@ def train(
 
                 seen += len(targets)
                 loss_sum += loss.detach() * len(targets)
-                correct += (logits.argmax(1) == targets).sum()
+                correct += (logits.argmax(1) == dominant_class(targets)).sum()
                 speed = seen * accelerator.num_processes / (time.monotonic() - began)
                 # Reading a figure back waits for a GPU; on the CPU it costs nothing.
                 note = f"epoch {state.epoch + 1}, {speed:.1f} images/s"

@@ -67,6 +67,12 @@ class Recipe(BaseModel):
     )
     weight_decay: float = Field(0.05, ge=0, le=1, description="AdamW's decoupled decay")
     warm_up_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up before the cosine")
+    mixup_alpha: float = Field(
+        0.0, ge=0, le=10, description="mixup: two images over one another, shares from Beta(alpha, alpha)"
+    )
+    cutmix_alpha: float = Field(
+        0.0, ge=0, le=10, description="CutMix: a rectangle of another image; with mixup, one of both a batch"
+    )
     loss: Literal["cross_entropy", "focal"] = Field(
         "cross_entropy", description="focal: cells already told with certainty weigh less"
     )
