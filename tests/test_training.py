@@ -33,6 +33,7 @@ from cervicyte.training.loop import (
     has_compiler,
     parameter_groups,
     scheduled_rate,
+    share_of_newest,
     train,
 )
 from cervicyte.training.recipe import Augmentation, Recipe
@@ -50,7 +51,16 @@ RECIPE = Recipe(
 )
 
 
-EVERY_OPTION = RECIPE.model_copy(update={"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "loss": "focal"})
+EVERY_OPTION = RECIPE.model_copy(
+    update={
+        "mixup_alpha": 0.4,
+        "cutmix_alpha": 1.0,
+        "loss": "focal",
+        "averaging": "swa",
+        "swa_share": 0.9,
+        "keep": "last",
+    }
+)
 
 
 def spots(count: int, seed: int) -> LabelledImages:
@@ -288,15 +298,57 @@ def test_rarer_classes_weigh_more_only_where_classes_are_uneven():
     assert balanced_weights(uneven, 2, "none").tolist() == [1, 1]
 
 
-def test_the_average_of_the_weights_follows_its_formula():
-    network = torch.nn.Linear(1, 1, bias=False)
+def averages_of(weights: list[float], recipe: Recipe) -> list[float]:
+    """Return the averages after each step, of a network whose one weight takes these values (at first 1)."""
+    network = torch.nn.Linear(1, 1, bias=False).double()
     torch.nn.init.constant_(network.weight, 1.0)
-    average = AveragedWeights(network, 0.9)  # type: ignore[arg-type]
-    torch.nn.init.constant_(network.weight, 2.0)
-    average.update(network, 0)  # decay 1/10
-    assert average.network.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 2)
-    average.update(network, 10_000)
-    assert average.network.weight.item() == pytest.approx(0.9 * 1.9 + 0.1 * 2)
+    average = AveragedWeights(network)  # type: ignore[arg-type]
+    averages = []
+    for step, weight in enumerate(weights):
+        torch.nn.init.constant_(network.weight, weight)
+        average.update(network, share_of_newest(step, len(weights), recipe))
+        averages.append(average.network.weight.item())
+    return averages
+
+
+def test_the_moving_average_of_the_weights_follows_its_formula():
+    weights, recipe = [2.0, 3.0, 5.0, 7.0], Recipe(epochs=1, ema_decay=0.15)
+    first = 0.1 * 1 + 0.9 * 2  # decay 1/10
+    second = 0.15 * first + 0.85 * 3  # 2/11 is more than 0.15
+    assert averages_of(weights, recipe)[:2] == pytest.approx([first, second], rel=1e-12)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(averaging="none"), Recipe(ema_decay=0)])
+def test_without_averaging_the_last_weights_are_evaluated(recipe):
+    assert averages_of([2.0, 3.0, 5.0], recipe) == [2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize(("share", "averaged"), [(1.0, 10), (0.4, 4), (0.25, 2), (0.01, 1)])
+def test_swa_is_the_plain_mean_of_the_last_share_of_the_steps(share, averaged):
+    weights = list(np.random.default_rng(0).normal(size=10))
+    averages = averages_of(weights, Recipe(epochs=1, averaging="swa", swa_share=share))
+    for step, average in enumerate(averages):
+        seen = weights[10 - averaged : step + 1] or weights[step : step + 1]
+        assert average == pytest.approx(np.mean(seen), rel=1e-12)
+
+
+def test_the_averaged_network_is_the_mean_of_weights_and_statistics(tmp_path):
+    recipe = RECIPE.model_copy(update={"averaging": "swa", "swa_share": 0.5, "epochs": 1, "keep": "last"})
+    taken = []
+
+    class Taking(AveragedWeights):
+        def update(self, network, share):
+            super().update(network, share)
+            taken.append({key: value.double().clone() for key, value in network.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cervicyte.training.loop.AveragedWeights", Taking)
+        train(recipe, spots(32, 0), spots(8, 1), NAMES, tmp_path)
+    assert len(taken) == 4
+    for key, value in weights_of(tmp_path / MODEL_NAME).items():
+        if value.is_floating_point():
+            expected = (taken[2][key] + taken[3][key]) / 2
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_happens_to_an_image_depends_on_seed_epoch_and_index_alone():

@@ -138,7 +138,7 @@ def train(
     network = network.to(memory_format=torch.channels_last)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     plain: CBAMResNet50 = accelerator.unwrap_model(network, keep_torch_compile=False)
-    state = State(plain, AveragedWeights(plain, recipe.ema_decay), optimiser)
+    state = State(plain, AveragedWeights(plain), optimiser)
 
     class_weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
     class_weights = (class_weights * costs).to(accelerator.device)
@@ -173,7 +173,7 @@ def train(
                 accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
                 optimiser.step()
                 optimiser.zero_grad()
-                state.average.update(plain, state.step)
+                state.average.update(plain, share_of_newest(state.step, steps_per_epoch, recipe))
                 state.step += 1
 
                 seen += len(targets)
@@ -295,21 +295,38 @@ def balanced_weights(targets: np.ndarray, class_count: int, choice: str) -> Tens
     return torch.tensor(weights, dtype=torch.float32)
 
 
-class AveragedWeights:
-    """An exponential moving average of a network, buffers included, kept as a second network.
+def share_of_newest(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
+    """Return how much the weights after `step` (from 0) count in the average, from 0 to 1.
 
-    The decay warms up as (1 + t) / (10 + t), so that the first steps are forgotten (as in timm).
+    `ema`: an exponential moving average, whose decay warms up as (1 + t) / (10 + t), so that the first
+    steps are forgotten (as in timm). `swa`: the plain mean of the last `swa_share` of all steps (Izmailov et
+    al., "Averaging weights leads to wider optima and better generalization", UAI 2018), here of every step
+    and along the same cosine; before them, and with `none`, the newest weights alone.
+    """
+    if recipe.averaging == "ema":
+        return 1 - min(recipe.ema_decay, (1 + step) / (10 + step))
+    if recipe.averaging == "none":
+        return 1.0
+    steps = recipe.epochs * steps_per_epoch
+    first = steps - max(1, round(recipe.swa_share * steps))
+    return 1 / max(1, step - first + 1)
+
+
+class AveragedWeights:
+    """The moving average of a network, kept as a second network.
+
+    The statistics of batch normalisation are averaged like the weights. Izmailov et al. compute them anew
+    for the averaged weights, which would take a pass over the training cells before each evaluation; the
+    weights of neighbouring steps lie so close together that the mean of their statistics serves.
     """
 
-    def __init__(self, network: CBAMResNet50, decay: float) -> None:
+    def __init__(self, network: CBAMResNet50) -> None:
         """Start from a copy of `network`."""
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Move the average towards the weights after `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, network: nn.Module, share: float) -> None:
+        """Move the average by `share`, from 0 to 1, of the way to the weights of `network`."""
         averages, currents = [], []
         for average, current in zip(
             self.network.state_dict().values(), network.state_dict().values(), strict=True
@@ -319,7 +336,7 @@ class AveragedWeights:
                 currents.append(current)
             else:
                 average.copy_(current)
-        torch._foreach_lerp_(averages, currents, 1 - decay)
+        torch._foreach_lerp_(averages, currents, share)
 
 
 @torch.inference_mode()

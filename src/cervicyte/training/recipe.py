@@ -87,8 +87,16 @@ class Recipe(BaseModel):
         le=100,
         description="weight of an error on an abnormal cell, in errors on others",
     )
+    averaging: Literal["ema", "swa", "none"] = Field(
+        "ema",
+        description="which weights are evaluated: their moving average (ema), the mean of late ones (swa), "
+        "the newest (none)",
+    )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="weight averaging a step; 0 evaluates the last weights"
+    )
+    swa_share: float = Field(
+        0.25, gt=0, le=1, description="share of all steps, the last ones, whose weights are averaged (swa)"
     )
     gradient_clip_norm: float = Field(1.0, gt=0, description="longest gradient; a longer one is cut")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
