@@ -384,9 +384,10 @@ def test_compression_changes_an_image_but_little():
     assert 0 < (compressed.int() - image.int()).abs().float().mean() < 8
 
 
-def test_a_smaller_magnification_shows_mirrored_surroundings_not_a_border():
+@pytest.mark.parametrize("factor", [0.5, 0.25])
+def test_a_smaller_magnification_shows_mirrored_surroundings_not_a_border(factor):
     image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
-    assert torch.equal(Magnification(0.5, 0.5)(image), image)
+    assert torch.equal(Magnification(factor, factor)(image), image)
 
 
 # --- a real kill -------------------------------------------------------------------------------

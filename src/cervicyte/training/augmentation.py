@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -56,9 +57,10 @@ class Magnification(v2.Transform):
         size = inpt.shape[-1]
         factor = math.exp(torch.empty(1).uniform_(math.log(self.low), math.log(self.high)).item())
         window = round(size / factor)
-        margin = min(max(0, math.ceil((window - size) / 2)), size - 1)
-        if margin:
-            inpt = functional.pad(inpt, [margin] * 4, padding_mode="reflect")
+        margin = max(0, math.ceil((window - size) / 2))
+        if margin:  # OpenCV mirrors as often as needed, torchvision only once
+            edges = [margin] * 4
+            inpt = _image(cv2.copyMakeBorder(_pixels(inpt), *edges, cv2.BORDER_REFLECT_101))
         room = max(0, inpt.shape[-1] - window)
         top, left = torch.randint(0, room + 1, (2,)).tolist()
         return functional.resized_crop(
@@ -88,10 +90,8 @@ class JPEG(v2.Transform):
     def transform(self, inpt: Tensor, params: dict) -> Tensor:
         """Map uint8 [3, H, W] to uint8 [3, H, W]."""
         quality = int(torch.randint(self.low, self.high + 1, (1,)))
-        pixels = inpt.permute(1, 2, 0).contiguous().numpy()
-        _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-        return torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
+        _, encoded = cv2.imencode(".jpg", _pixels(inpt), [cv2.IMWRITE_JPEG_QUALITY, quality])
+        return _image(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
 
 
 def build_augmentation(settings: Augmentation) -> v2.Transform:
@@ -112,3 +112,13 @@ def build_augmentation(settings: Augmentation) -> v2.Transform:
     if settings.jpeg:
         steps.append(v2.RandomApply([JPEG(40, 95)], settings.jpeg))
     return v2.Compose(steps) if steps else v2.Identity()
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """Return uint8 [3, H, W] as OpenCV takes it, [H, W, 3]."""
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
+def _image(pixels: np.ndarray) -> Tensor:
+    """Return uint8 [H, W, 3] as torchvision takes it, [3, H, W]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
