@@ -199,6 +199,16 @@ def test_a_model_file_whose_preprocessing_was_changed_is_refused(tmp_path):
         load_model_file(path)
 
 
+def test_a_model_file_from_before_the_white_point_still_loads(tmp_path):
+    path = tmp_path / "best_model.pth"
+    save_model(path, ModelFile(CBAMResNet50(2), ("a", "b"), Preprocessing(image_size=160)))
+    content = torch.load(path, weights_only=True)
+    del content["cervicyte"]["preprocessing"]["white_point"]
+    content["cervicyte"]["preprocessing_fingerprint"] = "609ee01d79f23232"  # of docs/results/sipakmed
+    torch.save(content, path)
+    assert load_model_file(path).preprocessing == Preprocessing(image_size=160)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -29,6 +29,7 @@ CELLS = REPOSITORY.parent / "shared" / "data" / "sipakmed_original_sample"
 SIDES = st.integers(1, 40) | st.integers(1, 600)
 SCALES = st.sampled_from(["fit", "native"])
 RESAMPLINGS = st.sampled_from(["area", "lanczos"])
+SHADES = st.integers(0, 255)
 EXTREME = [(1, 5000), (5000, 1), (1, 1), (2, 3001), (1, 40_000), (600, 7)]
 
 
@@ -159,6 +160,62 @@ def test_steps_come_in_their_order_with_their_names():
     assert [name for name, _ in stages] == ["original", "square", "denoised", "CLAHE", "resized"]
     assert stages[0][1] is image
     np.testing.assert_array_equal(stages[-1][1], ORIGINAL_PREPROCESSING(image))
+
+
+def test_the_white_point_is_the_first_step_and_has_a_name_of_its_own():
+    settings_ = ORIGINAL_PREPROCESSING.model_copy(update={"white_point": True})
+    stages = settings_.steps(noise(40, 30))
+    names = ["original", "white point", "square", "denoised", "CLAHE", "resized"]
+    assert [name for name, _ in stages] == names
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 999), darkest=SHADES)
+def test_the_white_point_makes_the_95th_percentile_240_with_a_gain_of_at_most_1_6(size, seed, darkest):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(darkest, rng.integers(darkest + 1, 257, 3), (*size, 3)).astype(np.uint8)
+    white = dict(Preprocessing(canvas_size=16, image_size=16, white_point=True).steps(image))["white point"]
+    for channel in range(3):
+        before = image[..., channel].astype(float)
+        background = max(1.0, np.percentile(before, 95, method="inverted_cdf"))
+        gain = min(240 / background, 1.6)
+        np.testing.assert_allclose(white[..., channel], (before * gain).clip(0, 255), atol=0.5001)
+
+
+def test_the_white_point_takes_a_tint_away_and_leaves_the_cell_as_dark_as_it_was_to_the_background():
+    image = np.full((40, 40, 3), (200, 180, 220), np.uint8)
+    image[10:20, 10:20] = (100, 60, 110)  # half, a third and half of the light of the background
+    white = dict(Preprocessing(white_point=True).steps(image))["white point"]
+    assert white[0, 0].tolist() == [240, 240, 240]
+    assert white[15, 15].tolist() == [120, 80, 120]
+
+
+def test_a_crop_without_background_is_brightened_only_so_far_and_keeps_its_colour():
+    white = dict(Preprocessing(white_point=True).steps(np.full((9, 9, 3), (100, 60, 50), np.uint8)))
+    assert white["white point"][0, 0].tolist() == [160, 96, 80]
+
+
+def test_few_bright_pixels_are_not_taken_for_the_background():
+    image = np.full((20, 20, 3), 200, np.uint8)
+    lit = image.copy()
+    lit[0, :19] = 255  # 4.75 % of the pixels
+    on = Preprocessing(white_point=True)
+    assert dict(on.steps(lit))["white point"][10, 10].tolist() == [240, 240, 240]
+
+
+def test_the_white_point_moves_nothing():
+    on, off = Preprocessing(white_point=True), Preprocessing()
+    assert on.placement(91, 200) == off.placement(91, 200)
+    values = np.random.default_rng(0).random((7, 7))
+    np.testing.assert_array_equal(on.onto_original(values, 91, 200), off.onto_original(values, 91, 200))
+    np.testing.assert_array_equal(on.padding_mask(91, 200), off.padding_mask(91, 200))
+
+
+def test_masks_go_through_the_geometry_alone():
+    every_step = Preprocessing(scale="native", white_point=True, denoise=True, clahe=True)
+    mask = np.repeat((np.random.default_rng(0).random((80, 60, 1)) > 0.5) * np.uint8(255), 3, axis=2)
+    assert every_step.geometry() == Preprocessing(scale="native")
+    assert (every_step(mask) != every_step.geometry()(mask)).any()
 
 
 def test_original_steps_are_opencvs_with_the_stated_constants():
@@ -307,6 +364,7 @@ CHANGES = {
     "resampling": "lanczos",
     "denoise": True,
     "clahe": True,
+    "white_point": True,
     "mean": (0.5, 0.456, 0.406),
     "std": (0.229, 0.224, 0.5),
 }
@@ -321,9 +379,13 @@ def test_fingerprint_differs_with_each_setting():
 
 @pytest.mark.parametrize("constant", sorted(preprocessing_module.ALGORITHM))
 def test_fingerprint_differs_with_each_constant_of_the_algorithm(constant, monkeypatch):
-    before = Preprocessing().fingerprint()
+    every_step, before_it = Preprocessing(white_point=True), Preprocessing()
+    before, unaware = every_step.fingerprint(), before_it.fingerprint()
     monkeypatch.setitem(preprocessing_module.ALGORITHM, constant, "another")
-    assert Preprocessing().fingerprint() != before
+    assert every_step.fingerprint() != before
+    # Files of models from before a step was added must go on to load.
+    added_later = constant in preprocessing_module.ADDED_LATER
+    assert (before_it.fingerprint() == unaware) == added_later
 
 
 def test_fingerprint_survives_json_and_does_not_change_by_accident():
@@ -333,6 +395,8 @@ def test_fingerprint_survives_json_and_does_not_change_by_accident():
         assert again.fingerprint() == settings_.fingerprint()
     # Model files store it. A change here must be meant, and goes with a new ALGORITHM["version"].
     assert Preprocessing().fingerprint() == "6947bd9f45f23bcc"
+    assert Preprocessing(image_size=160).fingerprint() == "609ee01d79f23232"
+    assert ORIGINAL_PREPROCESSING.fingerprint() == "d49eca9a323908b0"
 
 
 def test_original_preprocessing_denoises_and_equalises():

@@ -229,6 +229,7 @@ def test_after_weights_that_are_missing_the_same_command_with_others_goes_throug
         (["train", "CELLS", "--set", "epoch=3"], "did you mean epochs"),
         (["train", "CELLS", "--recipe", "no.yaml"], "no.yaml"),
         (["train", "CELLS", "--backbone", "no.safetensors", "--folds", "3"], "no.safetensors"),
+        (["train", "CELLS", "--set", "missed_abnormal_cost=3", "--folds", "3"], "whether the class dark"),
         (["train", "CELLS", "--split", "no.csv"], "no.csv"),
         (["evaluate", "no.pth", "--data", "CELLS"], "no.pth"),
         (["explain", "no.pth", "CELLS"], "no.pth"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from cervicyte.network.model_file import load_model_file
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import Progress
 from cervicyte.training.augmentation import JPEG, Magnification, StainJitter, build_augmentation
-from cervicyte.training.cells import EpochBatches, TrainingCells
+from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
 from cervicyte.training.loop import (
     CHECKPOINT_NAME,
     HISTORY_NAME,
@@ -32,6 +33,7 @@ from cervicyte.training.loop import (
     has_compiler,
     parameter_groups,
     scheduled_rate,
+    share_of_newest,
     train,
 )
 from cervicyte.training.recipe import Augmentation, Recipe
@@ -46,6 +48,18 @@ RECIPE = Recipe(
     layer_decay=1.0,
     ema_decay=0.5,
     precision="float32",
+)
+
+
+EVERY_OPTION = RECIPE.model_copy(
+    update={
+        "mixup_alpha": 0.4,
+        "cutmix_alpha": 1.0,
+        "loss": "focal",
+        "averaging": "swa",
+        "swa_share": 0.9,
+        "keep": "last",
+    }
 )
 
 
@@ -83,14 +97,15 @@ def test_two_plain_classes_are_learnt(tmp_path):
     assert len(pd.read_csv(tmp_path / HISTORY_NAME)) == len(history) == 4
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, EVERY_OPTION], ids=["default", "every option"])
 @pytest.mark.parametrize(
     "stopped_after", [7, *(pytest.param(step, marks=pytest.mark.full) for step in (2, 11))]
 )
-def test_an_interrupted_run_ends_in_the_same_weights_bit_for_bit(tmp_path, stopped_after):
-    train(RECIPE, spots(32, 0), spots(16, 1), NAMES, tmp_path / "whole")
+def test_an_interrupted_run_ends_in_the_same_weights_bit_for_bit(tmp_path, stopped_after, recipe):
+    train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "whole")
     with pytest.raises(SystemExit):
-        train(RECIPE, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", progress=Stop(stopped_after))
-    train(RECIPE, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", resume=True)
+        train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", progress=Stop(stopped_after))
+    train(recipe, spots(32, 0), spots(16, 1), NAMES, tmp_path / "broken", resume=True)
     for name in (MODEL_NAME, CHECKPOINT_NAME):
         whole = torch.load(tmp_path / "whole" / name, weights_only=True)
         resumed = torch.load(tmp_path / "broken" / name, weights_only=True)
@@ -103,6 +118,15 @@ def test_one_process_may_train_in_one_precision_after_another(tmp_path):
         recipe = RECIPE.model_copy(update={"epochs": 1, "precision": precision})
         train(recipe, spots(16, 0), spots(8, 1), NAMES, tmp_path / precision)
         assert load_model_file(tmp_path / precision / MODEL_NAME).metadata["precision"] == precision
+
+
+@pytest.mark.full
+def test_the_number_of_workers_does_not_matter(tmp_path):
+    for workers in (0, 2):
+        recipe = EVERY_OPTION.model_copy(update={"epochs": 1, "workers": workers})
+        train(recipe, spots(16, 0), spots(8, 1), NAMES, tmp_path / str(workers))
+    none, two = (weights_of(tmp_path / str(workers) / MODEL_NAME) for workers in (0, 2))
+    assert all(torch.equal(two[key], value) for key, value in none.items())
 
 
 def test_another_seed_ends_in_other_weights(tmp_path):
@@ -193,6 +217,40 @@ def test_a_compiled_network_learns_the_same_but_for_rounding(tmp_path):
             torch.testing.assert_close(after[key], value, rtol=0.05, atol=1e-3)
 
 
+def test_the_default_recipe_trains_as_the_plainest_loop_does_bit_for_bit(tmp_path):
+    recipe, cells = RECIPE.model_copy(update={"epochs": 2}), spots(24, 0)
+    train(recipe, cells, spots(8, 1), NAMES, tmp_path)
+    trained = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
+
+    torch.manual_seed(recipe.seed)
+    network = CBAMResNet50(2).to(memory_format=torch.channels_last).train()
+    network.compensate_fresh_gates()
+    average = copy.deepcopy(network)
+    optimiser = torch.optim.AdamW(parameter_groups(network, recipe))
+    augmented = TrainingCells(cells.images, cells.targets, build_augmentation(recipe.augmentation), 0)
+    batches = EpochBatches(24, 8, 0)
+    for step in range(6):
+        batches.epoch = 1 + step // 3
+        images, targets = zip(*[augmented[place] for place in list(batches)[step % 3]], strict=True)
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_rate"] * scheduled_rate(step, 3, recipe)
+        logits = network(normalised(torch.stack(images), recipe.preprocessing))
+        torch.nn.functional.cross_entropy(
+            logits, torch.tensor(targets), weight=torch.ones(2), label_smoothing=recipe.label_smoothing
+        ).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+        decay = min(recipe.ema_decay, (1 + step) / (10 + step))
+        values = network.state_dict()
+        for key, mean in average.state_dict().items():
+            mean.lerp_(values[key], 1 - decay) if mean.is_floating_point() else mean.copy_(values[key])
+    for key, value in network.state_dict().items():
+        assert torch.equal(trained["network"][key], value), key
+    for key, value in average.state_dict().items():
+        assert torch.equal(trained["average"][key], value), key
+
+
 # --- the parts ---------------------------------------------------------------------------------
 
 
@@ -240,15 +298,57 @@ def test_rarer_classes_weigh_more_only_where_classes_are_uneven():
     assert balanced_weights(uneven, 2, "none").tolist() == [1, 1]
 
 
-def test_the_average_of_the_weights_follows_its_formula():
-    network = torch.nn.Linear(1, 1, bias=False)
+def averages_of(weights: list[float], recipe: Recipe) -> list[float]:
+    """Return the averages after each step, of a network whose one weight takes these values (at first 1)."""
+    network = torch.nn.Linear(1, 1, bias=False).double()
     torch.nn.init.constant_(network.weight, 1.0)
-    average = AveragedWeights(network, 0.9)  # type: ignore[arg-type]
-    torch.nn.init.constant_(network.weight, 2.0)
-    average.update(network, 0)  # decay 1/10
-    assert average.network.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 2)
-    average.update(network, 10_000)
-    assert average.network.weight.item() == pytest.approx(0.9 * 1.9 + 0.1 * 2)
+    average = AveragedWeights(network)  # type: ignore[arg-type]
+    averages = []
+    for step, weight in enumerate(weights):
+        torch.nn.init.constant_(network.weight, weight)
+        average.update(network, share_of_newest(step, len(weights), recipe))
+        averages.append(average.network.weight.item())
+    return averages
+
+
+def test_the_moving_average_of_the_weights_follows_its_formula():
+    weights, recipe = [2.0, 3.0, 5.0, 7.0], Recipe(epochs=1, ema_decay=0.15)
+    first = 0.1 * 1 + 0.9 * 2  # decay 1/10
+    second = 0.15 * first + 0.85 * 3  # 2/11 is more than 0.15
+    assert averages_of(weights, recipe)[:2] == pytest.approx([first, second], rel=1e-12)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(averaging="none"), Recipe(ema_decay=0)])
+def test_without_averaging_the_last_weights_are_evaluated(recipe):
+    assert averages_of([2.0, 3.0, 5.0], recipe) == [2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize(("share", "averaged"), [(1.0, 10), (0.4, 4), (0.25, 2), (0.01, 1)])
+def test_swa_is_the_plain_mean_of_the_last_share_of_the_steps(share, averaged):
+    weights = list(np.random.default_rng(0).normal(size=10))
+    averages = averages_of(weights, Recipe(epochs=1, averaging="swa", swa_share=share))
+    for step, average in enumerate(averages):
+        seen = weights[10 - averaged : step + 1] or weights[step : step + 1]
+        assert average == pytest.approx(np.mean(seen), rel=1e-12)
+
+
+def test_the_averaged_network_is_the_mean_of_weights_and_statistics(tmp_path):
+    recipe = RECIPE.model_copy(update={"averaging": "swa", "swa_share": 0.5, "epochs": 1, "keep": "last"})
+    taken = []
+
+    class Taking(AveragedWeights):
+        def update(self, network, share):
+            super().update(network, share)
+            taken.append({key: value.double().clone() for key, value in network.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cervicyte.training.loop.AveragedWeights", Taking)
+        train(recipe, spots(32, 0), spots(8, 1), NAMES, tmp_path)
+    assert len(taken) == 4
+    for key, value in weights_of(tmp_path / MODEL_NAME).items():
+        if value.is_floating_point():
+            expected = (taken[2][key] + taken[3][key]) / 2
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_happens_to_an_image_depends_on_seed_epoch_and_index_alone():
@@ -284,9 +384,10 @@ def test_compression_changes_an_image_but_little():
     assert 0 < (compressed.int() - image.int()).abs().float().mean() < 8
 
 
-def test_a_smaller_magnification_shows_mirrored_surroundings_not_a_border():
+@pytest.mark.parametrize("factor", [0.5, 0.25])
+def test_a_smaller_magnification_shows_mirrored_surroundings_not_a_border(factor):
     image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
-    assert torch.equal(Magnification(0.5, 0.5)(image), image)
+    assert torch.equal(Magnification(factor, factor)(image), image)
 
 
 # --- a real kill -------------------------------------------------------------------------------

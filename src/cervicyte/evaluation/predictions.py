@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
 
 from cervicyte.datasets.layouts import Cell
 from cervicyte.network.model_file import ModelFile
@@ -18,20 +21,44 @@ BATCH = 32
 
 @torch.inference_mode()
 def logits_of(
-    model: ModelFile, images: np.ndarray, progress: Progress = SILENT, title: str = "Classifying"
+    model: ModelFile,
+    images: np.ndarray,
+    progress: Progress = SILENT,
+    title: str = "Classifying",
+    flips: bool = False,
 ) -> np.ndarray:
-    """Return logits, float32 [N, classes], for preprocessed images, uint8 [N, S, S, 3]."""
+    """Return logits, float32 [N, classes], for preprocessed images, uint8 [N, S, S, 3].
+
+    A smear has no up: with `flips` the network is asked for all eight views of a square, mirrored and
+    turned, which costs eight times the computation. What comes back is then the logarithm of the mean
+    probability, so that its softmax is that mean; it is the same however the image is mirrored or turned.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = model.network.eval().to(device, memory_format=torch.channels_last)
     logits = np.empty((len(images), len(model.class_names)), np.float32)
     progress.start(title, len(images))
     for start in range(0, len(images), BATCH):
         batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
-        answers = network(normalised(batch.to(device), model.preprocessing))
-        logits[start : start + BATCH] = answers.float().cpu().numpy()
+        views = views_of(batch.to(device)) if flips else [batch.to(device)]
+        answers = [network(normalised(view, model.preprocessing)).float() for view in views]
+        logits[start : start + BATCH] = _together(answers).cpu().numpy()
         progress.advance(len(batch))
     progress.close()
     return logits
+
+
+def views_of(images: Tensor) -> Iterator[Tensor]:
+    """Yield the eight views of square images [N, 3, S, S]: each quarter turn, plain and mirrored."""
+    for seen in (images, images.flip(-1)):
+        for turns in range(4):
+            yield torch.rot90(seen, turns, dims=(-2, -1))
+
+
+def _together(answers: Sequence[Tensor]) -> Tensor:
+    """Return one view's logits as they are, of several the logarithm of their mean probability."""
+    if len(answers) == 1:
+        return answers[0]
+    return torch.stack([log_softmax(answer, 1) for answer in answers]).logsumexp(0) - math.log(len(answers))
 
 
 def predict_cells(

@@ -52,6 +52,7 @@ from cervicyte.training.loop import (
     LabelledImages,
     train,
 )
+from cervicyte.training.loss import cost_of_classes
 from cervicyte.training.recipe import read_recipe, write_recipe
 
 RECIPE_NAME = "recipe.yaml"
@@ -180,6 +181,7 @@ def train_and_evaluate(
         _check_classes(cells[part], class_names, part)
     progress.say("; ".join(f"{part}: {len(cells[part])} cells" for part in PARTS))
     # All that can be wrong with the input is found before anything is trained or written.
+    cost_of_classes(class_names, recipe.missed_abnormal_cost)
     load_backbone(CBAMResNet50(len(class_names), recipe.placement), recipe.backbone)
     training, validation, test = (
         labelled_images(cells[part], class_names, recipe.preprocessing, progress, part) for part in PARTS

@@ -142,8 +142,7 @@ class Auditor:
         model.network.eval()
         self.score: Score = probabilities_of(model)
         self.twin = random_twin(model.network)
-        # Of masks only the geometry is wanted.
-        self.geometry = model.preprocessing.model_copy(update={"denoise": False, "clahe": False})
+        self.geometry = model.preprocessing.geometry()
 
     def record(self, index: int) -> dict[str, Any]:
         """Return all that is measured on one cell."""

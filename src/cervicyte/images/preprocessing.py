@@ -1,9 +1,10 @@
 """What every image goes through before the network: one value object that travels with the model.
 
-The steps, in this order: the image is scaled and centred on a square canvas, the rest of which is
-filled by its mirror image; noise is removed (optional); local contrast is raised (optional); the
-canvas is resized to the network's input. Mirror reflection leaves no constant border, which a network
-could learn to take for a class: the cells' aspect ratio differs from class to class.
+The steps, in this order: the bright background is made white (optional); the image is scaled and
+centred on a square canvas, the rest of which is filled by its mirror image; noise is removed (optional);
+local contrast is raised (optional); the canvas is resized to the network's input. Mirror reflection
+leaves no constant border, which a network could learn to take for a class: the cells' aspect ratio
+differs from class to class.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from cervicyte.provenance import sha256_of_json
 
 # Constants of the algorithm. They and the order of the steps take part in the fingerprint; raise the
-# version with any change that alters a pixel.
+# version with any change that alters a pixel. A step added later has an entry under its setting's name,
+# which takes part where the step is on, so that model files from before it keep their fingerprint.
 ALGORITHM: dict[str, Any] = {
     "version": 1,
     "steps": ["square", "denoise", "clahe", "resize"],
@@ -32,7 +34,12 @@ ALGORITHM: dict[str, Any] = {
     "denoise": {"strength": 3, "template": 7, "search": 21},
     # Zuiderveld: "Contrast limited adaptive histogram equalization", Graphics Gems IV, 1994.
     "clahe": {"clip_limit": 1.2, "tiles": 6},
+    # The bright background is a channel's 95th percentile: of 3,445 SIPaKMeD crops the median is 191, 192
+    # and 209 in red, green and blue, of 467 Herlev crops 181, 174 and 185. A crop that the cell fills shows
+    # no background; the bound on the gain, which holds in 33 % and 16 % of them, keeps it from washing out.
+    "white_point": {"before": "square", "percentile": 95, "white": 240, "largest_gain": 1.6},
 }
+ADDED_LATER = ("white_point",)
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Spread = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -86,6 +93,7 @@ class Preprocessing(BaseModel):
     )
     denoise: bool = Field(default=False, description="non-local means of each channel")
     clahe: bool = Field(default=False, description="contrast-limited adaptive equalisation of each channel")
+    white_point: bool = Field(default=False, description="scale each channel so that the background is white")
     # ImageNet's figures, with which the backbones' first weights were trained.
     mean: tuple[Share, Share, Share] = Field(default=(0.485, 0.456, 0.406), description="subtracted, RGB")
     std: tuple[Spread, Spread, Spread] = Field(default=(0.229, 0.224, 0.225), description="divided by, RGB")
@@ -102,12 +110,15 @@ class Preprocessing(BaseModel):
         return self.steps(image)[-1][1]
 
     def steps(self, image: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Return every stage with its name, each uint8 [h, w, 3]: original, square, denoised and CLAHE
-        (where they are on), resized. Warns and raises as the call itself does.
+        """Return every stage with its name, each uint8 [h, w, 3]: original, white point (where it is on),
+        square, denoised and CLAHE (where they are on), resized. Warns and raises as the call itself does.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"an image is uint8 [H, W, 3] with pixels, not {image.dtype} {image.shape}")
-        stages = [("original", image), ("square", self._square(image))]
+        stages = [("original", image)]
+        if self.white_point:
+            stages.append(("white point", _white(image)))
+        stages.append(("square", self._square(stages[-1][1])))
         if self.denoise:
             stages.append(("denoised", _denoised(stages[-1][1])))
         if self.clahe:
@@ -171,9 +182,17 @@ class Preprocessing(BaseModel):
         values = (images.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
+    def geometry(self) -> Preprocessing:
+        """Return the same without the steps that change colours: what masks go through."""
+        return self.model_copy(update={"white_point": False, "denoise": False, "clahe": False})
+
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that differ where any setting or constant does."""
-        return sha256_of_json({"algorithm": ALGORITHM, "settings": self.model_dump(mode="json")})[:16]
+        """Return 16 hexadecimal digits that differ where any setting or constant in use does."""
+        algorithm, settings = dict(ALGORITHM), self.model_dump(mode="json")
+        for step in ADDED_LATER:
+            if not settings[step]:
+                del algorithm[step], settings[step]
+        return sha256_of_json({"algorithm": algorithm, "settings": settings})[:16]
 
     def _square(self, image: np.ndarray) -> np.ndarray:
         """Place the image on the canvas and fill the rest with its mirror image."""
@@ -218,6 +237,23 @@ class Preprocessing(BaseModel):
 
 ORIGINAL_PREPROCESSING = Preprocessing(denoise=True, clahe=True)
 """Of the original notebook's checkpoints, which do not state theirs."""
+
+
+def _white(image: np.ndarray) -> np.ndarray:
+    """Scale each channel so that its bright background becomes the white of `ALGORITHM`.
+
+    The white patch algorithm of colour constancy (Land & McCann, "Lightness and retinex theory", J. Opt.
+    Soc. Am. 1971), with a percentile in place of the brightest pixel.
+    """
+    settings = ALGORITHM["white_point"]
+
+    def scaled(channel: np.ndarray) -> np.ndarray:
+        darker = np.cumsum(np.bincount(channel.ravel(), minlength=256))  # or as dark
+        background = int(np.searchsorted(darker, settings["percentile"] / 100 * channel.size))
+        gain = min(settings["white"] / max(1, background), settings["largest_gain"])
+        return cv2.LUT(channel, np.clip(np.round(np.arange(256) * gain), 0, 255).astype(np.uint8))
+
+    return _by_channel(image, scaled)
 
 
 def _denoised(image: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -43,6 +44,141 @@ class StainJitter(v2.Transform):
 DENSITY_OF_BYTE = -torch.log((torch.arange(256) + 1) / 256)
 
 
+class StainShift(v2.Transform):
+    """Add ± `strength` to each stain's optical density (Tellez et al., Medical Image Analysis 2019).
+
+    On the background too, which takes on the stains' colour, as where the washing of a slide left some.
+    """
+
+    def __init__(self, strength: float) -> None:
+        """Take the largest optical density (natural logarithm) that is added or taken away."""
+        super().__init__()
+        self.strength = strength
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, H, W] to uint8 [3, H, W]."""
+        shifts = self.strength * (2 * torch.rand(3) - 1) @ STAIN_DENSITIES
+        levels = torch.exp(-(DENSITY_OF_BYTE + shifts[:, None])) * 256 - 1
+        return _through_tables(inpt, levels)
+
+
+class WhiteBalance(v2.Transform):
+    """Scale each channel by 1 ± `strength`, as lamps and cameras balanced to another white do."""
+
+    def __init__(self, strength: float) -> None:
+        """Take the largest relative change of a channel."""
+        super().__init__()
+        self.strength = strength
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, H, W] to uint8 [3, H, W]."""
+        gains = 1 + self.strength * (2 * torch.rand(3) - 1)
+        return _through_tables(inpt, torch.arange(256) * gains[:, None])
+
+
+class Illumination(v2.Transform):
+    """Brighten and darken smoothly across the field by up to `strength`, as a lamp out of its middle does.
+
+    The gradient is linear and quadratic (Likar et al., "Retrospective shading correction based on
+    entropy minimization", J. Microscopy 2000).
+    """
+
+    def __init__(self, strength: float) -> None:
+        """Take the largest relative change of brightness, which a corner or the middle shows."""
+        super().__init__()
+        self.strength = strength
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, H, W] to uint8 [3, H, W]."""
+        y, x = (torch.linspace(-1, 1, side) for side in inpt.shape[1:])
+        tilt_x, tilt_y, bowl = 2 * torch.rand(3) - 1
+        size = self.strength * torch.rand(1) / (tilt_x.abs() + tilt_y.abs() + bowl.abs())
+        shape = (tilt_x * x + bowl * x**2) + (tilt_y * y + bowl * (y**2 - 1))[:, None]
+        return (inpt * (1 + size * shape)).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Framing(v2.Transform):
+    """Look closer at the middle, where the nucleus is, or from farther off, as other croppers of cells do.
+
+    Magnified by up to `largest`, or shrunk by up to its root amid mirrored surroundings. `Magnification`
+    takes its window from anywhere in the image, which at such factors would cut through the nucleus. At
+    2, the middle holds 94 % of the nucleus in the mean of 100 SIPaKMeD crops and 76 % of 99 of Herlev, which
+    are framed more closely; at 3, 76 % and 53 %.
+    """
+
+    def __init__(self, largest: float) -> None:
+        """Take the largest magnification, from 1."""
+        super().__init__()
+        self.largest = largest
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, S, S] to uint8 [3, S, S]."""
+        size = inpt.shape[-1]
+        factor = self.largest ** torch.empty(1).uniform_(-0.5, 1).item()
+        window = max(1, round(size / factor))
+        before, pixels = abs(window - size) // 2, _pixels(inpt)
+        if window > size:
+            after = window - size - before
+            pixels = cv2.copyMakeBorder(pixels, before, after, before, after, cv2.BORDER_REFLECT)
+        else:
+            pixels = pixels[before : before + window, before : before + window]
+        how = cv2.INTER_AREA if window > size else cv2.INTER_LINEAR
+        return _image(cv2.resize(pixels, (size, size), interpolation=how))
+
+
+class Defocus(v2.Transform):
+    """Blur by a disc, as a lens out of focus does (Goodman, Introduction to Fourier Optics, 1968)."""
+
+    def __init__(self, largest: float) -> None:
+        """Take the largest radius in pixels."""
+        super().__init__()
+        self.largest = largest
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, H, W] to uint8 [3, H, W]."""
+        radius = self.largest * torch.rand(1).item()
+        reach = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
+        disc = np.clip(radius + 0.5 - np.hypot(reach, reach[:, None]), 0, 1)  # soft at the edge
+        blurred = cv2.filter2D(_pixels(inpt), -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT_101)
+        return _image(blurred)
+
+
+class Coarseness(v2.Transform):
+    """Shrink and enlarge again, as a camera with fewer pixels or a weaker objective would have seen it."""
+
+    def __init__(self, smallest: float) -> None:
+        """Take the smallest share of the pixels along a side that is left, up to 1."""
+        super().__init__()
+        self.smallest = smallest
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, S, S] to uint8 [3, S, S]."""
+        size = inpt.shape[-1]
+        few = max(1, round(size * torch.empty(1).uniform_(self.smallest, 1).item()))
+        coarse = cv2.resize(_pixels(inpt), (few, few), interpolation=cv2.INTER_AREA)
+        return _image(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR))
+
+
+class SensorNoise(v2.Transform):
+    """Add a sensor's noise: a constant part and one that grows with the light.
+
+    Foi et al., "Practical Poissonian-Gaussian noise modeling and fitting for single-image raw-data",
+    IEEE Transactions on Image Processing 2008: the variance is linear in the grey level.
+    """
+
+    def __init__(self, largest: float) -> None:
+        """Take the largest standard deviation, that at white, in grey levels."""
+        super().__init__()
+        self.largest = largest
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, H, W] to uint8 [3, H, W]."""
+        at_white, by_light = self.largest * torch.rand(1), torch.rand(1)
+        deviation_of_byte = at_white * torch.sqrt(1 - by_light + by_light * torch.arange(256) / 255)
+        noise = torch.randn(inpt.shape) * deviation_of_byte[inpt.int()]
+        return noise.add_(inpt).round_().clamp_(0, 255).to(torch.uint8)
+
+
 class Magnification(v2.Transform):
     """Magnify by a factor drawn between `low` and `high`; mirror what lies beyond the edge."""
 
@@ -56,9 +192,10 @@ class Magnification(v2.Transform):
         size = inpt.shape[-1]
         factor = math.exp(torch.empty(1).uniform_(math.log(self.low), math.log(self.high)).item())
         window = round(size / factor)
-        margin = min(max(0, math.ceil((window - size) / 2)), size - 1)
-        if margin:
-            inpt = functional.pad(inpt, [margin] * 4, padding_mode="reflect")
+        margin = max(0, math.ceil((window - size) / 2))
+        if margin:  # OpenCV mirrors as often as needed, torchvision only once
+            edges = [margin] * 4
+            inpt = _image(cv2.copyMakeBorder(_pixels(inpt), *edges, cv2.BORDER_REFLECT_101))
         room = max(0, inpt.shape[-1] - window)
         top, left = torch.randint(0, room + 1, (2,)).tolist()
         return functional.resized_crop(
@@ -88,27 +225,59 @@ class JPEG(v2.Transform):
     def transform(self, inpt: Tensor, params: dict) -> Tensor:
         """Map uint8 [3, H, W] to uint8 [3, H, W]."""
         quality = int(torch.randint(self.low, self.high + 1, (1,)))
-        pixels = inpt.permute(1, 2, 0).contiguous().numpy()
-        _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-        return torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
+        _, encoded = cv2.imencode(".jpg", _pixels(inpt), [cv2.IMWRITE_JPEG_QUALITY, quality])
+        return _image(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
 
 
 def build_augmentation(settings: Augmentation) -> v2.Transform:
-    """Return the chain of random changes, uint8 [3, S, S] to uint8 [3, S, S]."""
+    """Return the chain of random changes, uint8 [3, S, S] to uint8 [3, S, S].
+
+    In the order in which they happen: the cell lies and is framed, the slide is stained, the microscope
+    and the camera show it, a file keeps it.
+    """
     steps: list[v2.Transform] = []
     if settings.flips:
         steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
     if settings.quarter_turns:
         steps.append(QuarterTurn())
+    if settings.framing > 1:
+        steps.append(Framing(settings.framing))
     if settings.scale_low < 1 or settings.scale_high > 1:
         steps.append(Magnification(settings.scale_low, settings.scale_high))
     if settings.stain:
         steps.append(StainJitter(settings.stain))
+    if settings.stain_shift:
+        steps.append(StainShift(settings.stain_shift))
+    if settings.illumination:
+        steps.append(Illumination(settings.illumination))
+    if settings.white_balance:
+        steps.append(WhiteBalance(settings.white_balance))
     if settings.colour:
         steps.append(v2.ColorJitter(settings.colour, settings.colour, settings.colour))
     if settings.blur:
         steps.append(v2.RandomApply([v2.GaussianBlur(5, sigma=(0.3, 1.5))], settings.blur))
+    if settings.focus:
+        steps.append(v2.RandomApply([Defocus(settings.focus_radius)], settings.focus))
+    if settings.resolution:
+        steps.append(v2.RandomApply([Coarseness(settings.resolution_low)], settings.resolution))
+    if settings.noise:
+        steps.append(SensorNoise(settings.noise))
     if settings.jpeg:
         steps.append(v2.RandomApply([JPEG(40, 95)], settings.jpeg))
     return v2.Compose(steps) if steps else v2.Identity()
+
+
+def _through_tables(image: Tensor, levels: Tensor) -> Tensor:
+    """Map each channel's grey levels, uint8 [3, H, W], to the new ones in `levels`, float [3, 256]."""
+    tables = levels.round().clamp(0, 255).to(torch.uint8)
+    return torch.stack([table[channel.int()] for table, channel in zip(tables, image, strict=True)])
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """Return uint8 [3, H, W] as OpenCV takes it, [H, W, 3]."""
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
+def _image(pixels: np.ndarray) -> Tensor:
+    """Return uint8 [H, W, 3] as torchvision takes it, [3, H, W]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

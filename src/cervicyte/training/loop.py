@@ -41,6 +41,8 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import write_text, written_atomically
 from cervicyte.training.augmentation import build_augmentation
 from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
+from cervicyte.training.loss import classification_loss, cost_of_classes
+from cervicyte.training.mixing import BatchMixing, dominant_class
 from cervicyte.training.recipe import Recipe
 
 MODEL_NAME = "best_model.pth"
@@ -96,10 +98,12 @@ def train(
         progress: is told of every step.
 
     Raises:
+        RecipeError: errors are to cost differently, and it is not known which classes are abnormal.
         WeightsError: the backbone's weights are missing or do not fit.
         RunFolderError: the checkpoint belongs to another recipe or other data.
         KeyboardInterrupt: after Ctrl-C, when the best model and the last epoch are safely on disk.
     """
+    costs = cost_of_classes(class_names, recipe.missed_abnormal_cost)
     torch.manual_seed(recipe.seed)
     in_bfloat16 = computes_in_bfloat16(recipe.precision)
     # Accelerate keeps the precision of the first training for the whole process, unless told otherwise.
@@ -134,10 +138,11 @@ def train(
     network = network.to(memory_format=torch.channels_last)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     plain: CBAMResNet50 = accelerator.unwrap_model(network, keep_torch_compile=False)
-    state = State(plain, AveragedWeights(plain, recipe.ema_decay), optimiser)
+    state = State(plain, AveragedWeights(plain), optimiser)
 
     class_weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
-    class_weights = class_weights.to(accelerator.device)
+    class_weights = (class_weights * costs).to(accelerator.device)
+    mixing = BatchMixing(recipe, len(class_names))
     steps_per_epoch = len(batches)
     rows: list[dict[str, float]] = []
     fingerprint = _fingerprint(recipe, training, validation, class_names)
@@ -161,23 +166,19 @@ def train(
                 rate = scheduled_rate(state.step, steps_per_epoch, recipe)
                 for group in optimiser.param_groups:
                     group["lr"] = group["base_rate"] * rate
+                images, targets = mixing(images, targets, state.step)
                 logits = network(normalised(images, recipe.preprocessing))
-                loss = functional.cross_entropy(
-                    logits.float(),
-                    targets,
-                    weight=class_weights,
-                    label_smoothing=recipe.label_smoothing,
-                )
+                loss = classification_loss(logits.float(), targets, class_weights, recipe)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
                 optimiser.step()
                 optimiser.zero_grad()
-                state.average.update(plain, state.step)
+                state.average.update(plain, share_of_newest(state.step, steps_per_epoch, recipe))
                 state.step += 1
 
                 seen += len(targets)
                 loss_sum += loss.detach() * len(targets)
-                correct += (logits.argmax(1) == targets).sum()
+                correct += (logits.argmax(1) == dominant_class(targets)).sum()
                 speed = seen * accelerator.num_processes / (time.monotonic() - began)
                 # Reading a figure back waits for a GPU; on the CPU it costs nothing.
                 note = f"epoch {state.epoch + 1}, {speed:.1f} images/s"
@@ -294,21 +295,38 @@ def balanced_weights(targets: np.ndarray, class_count: int, choice: str) -> Tens
     return torch.tensor(weights, dtype=torch.float32)
 
 
-class AveragedWeights:
-    """An exponential moving average of a network, buffers included, kept as a second network.
+def share_of_newest(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
+    """Return how much the weights after `step` (from 0) count in the average, from 0 to 1.
 
-    The decay warms up as (1 + t) / (10 + t), so that the first steps are forgotten (as in timm).
+    `ema`: an exponential moving average, whose decay warms up as (1 + t) / (10 + t), so that the first
+    steps are forgotten (as in timm). `swa`: the plain mean of the last `swa_share` of all steps (Izmailov et
+    al., "Averaging weights leads to wider optima and better generalization", UAI 2018), here of every step
+    and along the same cosine; before them, and with `none`, the newest weights alone.
+    """
+    if recipe.averaging == "ema":
+        return 1 - min(recipe.ema_decay, (1 + step) / (10 + step))
+    if recipe.averaging == "none":
+        return 1.0
+    steps = recipe.epochs * steps_per_epoch
+    first = steps - max(1, round(recipe.swa_share * steps))
+    return 1 / max(1, step - first + 1)
+
+
+class AveragedWeights:
+    """The moving average of a network, kept as a second network.
+
+    The statistics of batch normalisation are averaged like the weights. Izmailov et al. compute them anew
+    for the averaged weights, which would take a pass over the training cells before each evaluation; the
+    weights of neighbouring steps lie so close together that the mean of their statistics serves.
     """
 
-    def __init__(self, network: CBAMResNet50, decay: float) -> None:
+    def __init__(self, network: CBAMResNet50) -> None:
         """Start from a copy of `network`."""
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Move the average towards the weights after `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, network: nn.Module, share: float) -> None:
+        """Move the average by `share`, from 0 to 1, of the way to the weights of `network`."""
         averages, currents = [], []
         for average, current in zip(
             self.network.state_dict().values(), network.state_dict().values(), strict=True
@@ -318,7 +336,7 @@ class AveragedWeights:
                 currents.append(current)
             else:
                 average.copy_(current)
-        torch._foreach_lerp_(averages, currents, 1 - decay)
+        torch._foreach_lerp_(averages, currents, share)
 
 
 @torch.inference_mode()

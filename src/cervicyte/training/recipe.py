@@ -20,21 +20,55 @@ from cervicyte.provenance import write_text
 
 
 class Augmentation(BaseModel):
-    """What is done to a training image at random, anew in every epoch. Zero switches a step off."""
+    """What is done to a training image at random, anew in every epoch.
+
+    Zero switches a step off, and so does a magnification of 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     flips: bool = Field(True, description="mirror left-right and up-down, each for half the images")
     quarter_turns: bool = Field(True, description="turn by 0, 90, 180 or 270 degrees")
+    framing: float = Field(
+        1.0,
+        ge=1,
+        le=2,
+        description="largest magnification about the middle, where the nucleus is; outwards, its root",
+    )
     scale_low: float = Field(0.8, gt=0.2, le=1, description="smallest magnification")
     scale_high: float = Field(1.2, ge=1, lt=5, description="largest magnification")
     stain: float = Field(
         0.1, ge=0, le=1, description="largest relative change of each stain's optical density"
     )
+    stain_shift: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="largest optical density added to each stain or taken away, in the background too",
+    )
+    illumination: float = Field(
+        0.0, ge=0, le=0.5, description="largest relative change of brightness across the field"
+    )
+    white_balance: float = Field(
+        0.0, ge=0, le=0.5, description="largest relative change of each colour channel"
+    )
     colour: float = Field(
         0.15, ge=0, le=1, description="largest relative change of brightness, contrast, saturation"
     )
     blur: float = Field(0.2, ge=0, le=1, description="share of images that are blurred")
+    focus: float = Field(0.0, ge=0, le=1, description="share of images that are put out of focus")
+    focus_radius: float = Field(
+        3.0, gt=0, le=8, description="largest radius of the disc that focus blurs by, pixels"
+    )
+    resolution: float = Field(
+        0.0, ge=0, le=1, description="share of images seen as by a camera of fewer pixels"
+    )
+    resolution_low: float = Field(
+        0.5, ge=0.1, le=1, description="smallest share of the pixels along a side that resolution leaves"
+    )
+    noise: float = Field(
+        0.0, ge=0, le=32, description="largest standard deviation of the sensor's noise at white, grey levels"
+    )
     jpeg: float = Field(0.2, ge=0, le=1, description="share of images that are compressed as JPEG")
 
 
@@ -67,12 +101,36 @@ class Recipe(BaseModel):
     )
     weight_decay: float = Field(0.05, ge=0, le=1, description="AdamW's decoupled decay")
     warm_up_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up before the cosine")
+    mixup_alpha: float = Field(
+        0.0, ge=0, le=10, description="mixup: two images over one another, shares from Beta(alpha, alpha)"
+    )
+    cutmix_alpha: float = Field(
+        0.0, ge=0, le=10, description="CutMix: a rectangle of another image; with mixup, one of both a batch"
+    )
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="focal: cells already told with certainty weigh less"
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="how much less (focal); 0 is the cross-entropy")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="share spread over the other classes")
     class_weights: Literal["auto", "balanced", "none"] = Field(
         "auto", description="balanced: rarer classes weigh more; auto: if one is 1.5 times another"
     )
+    missed_abnormal_cost: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="weight of an error on an abnormal cell, in errors on others",
+    )
+    averaging: Literal["ema", "swa", "none"] = Field(
+        "ema",
+        description="which weights are evaluated: their moving average (ema), the mean of late ones (swa), "
+        "the newest (none)",
+    )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="weight averaging a step; 0 evaluates the last weights"
+    )
+    swa_share: float = Field(
+        0.25, gt=0, le=1, description="share of all steps, the last ones, whose weights are averaged (swa)"
     )
     gradient_clip_norm: float = Field(1.0, gt=0, description="longest gradient; a longer one is cut")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
