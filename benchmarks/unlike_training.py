@@ -7,7 +7,7 @@ The familiarity is fitted on the run's training part, and its thresholds on the 
 travel with the model. It is judged on the test part, which goes into the split's ledger, on all cells of the
 foreign data sets, and on images that show no cell, in the sizes of the test cells so that size tells nothing.
 None of these needs a download; the photographs are three only, and there is no other microscopy among them.
-The other distances are compared on validation cells in place of test cells.
+Other distances of features are compared on validation cells in place of test cells.
 """
 
 from __future__ import annotations
@@ -28,16 +28,27 @@ from sklearn.metrics import roc_auc_score
 from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split, split_hash
 from cervicyte.datasets.synthetic_fields import draw_scene
-from cervicyte.evaluation.familiarity import UNLIKE_RATE, Familiarity, fit_familiarity
-from cervicyte.evaluation.feature_space import DIRECTIONS, FeatureSpace
-from cervicyte.evaluation.features import pooled_features
+from cervicyte.evaluation.familiarity import (
+    FEATURES,
+    NOT_A_CELL,
+    UNLIKE_RATE,
+    Familiarity,
+    distances_of,
+    fit_familiarity,
+    fit_spaces,
+    normal_score,
+    rarity,
+)
+from cervicyte.evaluation.feature_space import DIRECTIONS, FeatureSpace, unit_length
+from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.ledger import record_opening
+from cervicyte.evaluation.run import weights_hash
 from cervicyte.images.corruptions import corrupted
 from cervicyte.images.reader import read_image
 from cervicyte.images.segmentation import segment
 from cervicyte.images.statistics import STATISTICS, image_statistics
 from cervicyte.network.model_file import ModelFile, load_model_file
-from cervicyte.provenance import provenance, sha256_of_file, write_json
+from cervicyte.provenance import provenance, write_json
 
 DRAWN_SCENES = 10  # empty places on the glass that the background is cut from
 SCENE_SIDE = 640  # pixels
@@ -46,9 +57,9 @@ NEIGHBOUR = 10  # the nearest training cell that counts, for comparison
 
 
 class Seen:
-    """What is kept of images: features [N, 2048], statistics [N, 5], and whether a nucleus was found [N]."""
+    """What is kept of images: features of each stage, statistics [N, 5], whether a nucleus was found [N]."""
 
-    def __init__(self, features: np.ndarray, statistics: np.ndarray, nucleus: np.ndarray) -> None:
+    def __init__(self, features: dict[str, np.ndarray], statistics: np.ndarray, nucleus: np.ndarray) -> None:
         self.features, self.statistics, self.nucleus = features, statistics, nucleus
 
 
@@ -63,7 +74,8 @@ def seen_of(model: ModelFile, count: int, image_of: Callable[[int], np.ndarray],
         nucleus += [segment(image) is not None for image in images]
         print(f"\r{title}: {start + len(images)} of {count}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return Seen(np.concatenate(features), np.array(statistics), np.array(nucleus))
+    together = {stage: np.concatenate([one[stage] for one in features]) for stage in STAGES}
+    return Seen(together, np.array(statistics), np.array(nucleus))
 
 
 def cells_seen(model: ModelFile, cells: Sequence[Cell], title: str) -> Seen:
@@ -202,10 +214,10 @@ def figures_of(familiarity: Familiarity, home: Seen, other: Seen) -> dict[str, A
     kinds = np.array([one.kind for one in familiarity.judge(other.features, other.statistics)])
     return {
         "images": len(kinds),
-        "auroc": auroc(scores[0].max(1), scores[1].max(1)),
+        "auroc": auroc(*(rarity(each).max(1) for each in scores)),
         "auroc_of": {
-            name: auroc(scores[0][:, place], scores[1][:, place])
-            for place, name in enumerate((*STATISTICS, "features"))
+            name: auroc(*(rarity(each)[:, place] for each in scores))
+            for place, name in enumerate((*STATISTICS, FEATURES))
         },
         "flagged": round(float((kinds != "familiar").mean()), 4),
         "flagged_as_no_cell": round(float((kinds == "not_a_cell").mean()), 4),
@@ -217,29 +229,43 @@ def figures_of(familiarity: Familiarity, home: Seen, other: Seen) -> dict[str, A
 def distances_compared(
     training: Seen, targets: np.ndarray, home: Seen, others: dict[str, Seen]
 ) -> dict[str, dict[str, float]]:
-    """Return the area under the curve of several feature distances alone, for each kind."""
-    unit = training.features / np.linalg.norm(training.features, axis=1, keepdims=True)
+    """Return the area under the curve of several distances of features alone, for each kind."""
 
-    def neighbours(features: np.ndarray) -> np.ndarray:
-        """1 - cosine to the tenth nearest training cell (Y. Sun et al., ICML 2022), which keeps them all."""
-        own = features / np.linalg.norm(features, axis=1, keepdims=True)
-        return 1 - np.sort(own @ unit.T, axis=1)[:, -NEIGHBOUR]
+    def mahalanobis(stage: str, size: int) -> Callable[[Seen], np.ndarray]:
+        space = FeatureSpace.fit(training.features[stage], targets, size)
+        return lambda seen: space.distances(seen.features[stage])
 
-    def relative(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    def relative(stage: str) -> Callable[[Seen], np.ndarray]:
         """Squared distance to the nearest class less that to all cells (J. Ren et al., 2021)."""
-        near = FeatureSpace.fit(training.features, targets, size)
-        overall = FeatureSpace.fit(training.features, np.zeros(len(targets), int), size)
-        return lambda features: near.distances(features) ** 2 - overall.distances(features) ** 2
+        near = FeatureSpace.fit(training.features[stage], targets)
+        overall = FeatureSpace.fit(training.features[stage], np.zeros(len(targets), int))
+        return lambda seen: (
+            near.distances(seen.features[stage]) ** 2 - overall.distances(seen.features[stage]) ** 2
+        )
 
-    candidates: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        f"Mahalanobis, {size} directions": FeatureSpace.fit(training.features, targets, size).distances
-        for size in (16, 32, 64, 128)
-    }
-    candidates |= {"relative Mahalanobis, 64 directions": relative(64), "10th neighbour": neighbours}
+    def neighbours(stage: str) -> Callable[[Seen], np.ndarray]:
+        """1 - cosine to the tenth nearest training cell (Y. Sun et al., ICML 2022), which keeps them all."""
+        unit = unit_length(training.features[stage])
+        return lambda seen: 1 - np.sort(unit_length(seen.features[stage]) @ unit.T, axis=1)[:, -NEIGHBOUR]
+
+    def averaged(seen: Seen) -> np.ndarray:
+        """What is used: the mean of both stages' scores."""
+        scores = []
+        for stage in STAGES:
+            distance = mahalanobis(stage, DIRECTIONS)
+            scores.append(normal_score(distance(seen), np.percentile(distance(home), range(101))))
+        return np.asarray(np.mean(scores, axis=0))
+
+    candidates: dict[str, Callable[[Seen], np.ndarray]] = {"both stages": averaged}
+    for stage in STAGES:
+        for size in (16, 64, DIRECTIONS):
+            candidates[f"{stage}: Mahalanobis, {size} directions"] = mahalanobis(stage, size)
+        candidates[f"{stage}: relative Mahalanobis"] = relative(stage)
+        candidates[f"{stage}: 10th neighbour"] = neighbours(stage)
     found = {}
     for name, distance in candidates.items():
-        at_home = distance(home.features)
-        found[name] = {kind: auroc(at_home, distance(seen.features)) for kind, seen in others.items()}
+        at_home = distance(home)
+        found[name] = {kind: auroc(at_home, distance(seen)) for kind, seen in others.items()}
     return found
 
 
@@ -259,16 +285,16 @@ def main() -> None:
     weights, split_path = options.run / "best_model.pth", options.run / "split.csv"
     model, split, dataset = load_model_file(weights), read_split(split_path), read_dataset(options.data)
     parts = {part: cells_of(split, dataset, part) for part in ("train", "validation", "test")}
-    model_hash = sha256_of_file(weights)
+    model_hash = weights_hash(model.network)
     openings = record_opening(split_path, split_hash(split), model=model_hash, command=command)
 
     seen = {part: cells_seen(model, cells, part) for part, cells in parts.items()}
     targets = np.array([model.class_names.index(cell.label) for cell in parts["train"]])
-    space = FeatureSpace.fit(seen["train"].features, targets)
+    spaces = fit_spaces(seen["train"].features, targets)
     familiarity = fit_familiarity(
-        space,
+        spaces,
         seen["train"].statistics,
-        space.distances(seen["validation"].features),
+        distances_of(spaces, seen["validation"].features),
         seen["validation"].statistics,
         [cell.group for cell in parts["validation"]],
     )
@@ -292,7 +318,7 @@ def main() -> None:
         "provenance": provenance(command),
         "what": "Area under the ROC curve of how unlike the training cells an image is, test cells against "
         "each kind of other images, and the shares of each kind that are flagged. Of one network.",
-        "model": model_hash,
+        "weights": model_hash,
         "split": split_hash(split),
         "test_part": openings,
         "seed": options.seed,
@@ -303,6 +329,7 @@ def main() -> None:
             "unlike_beyond": round(familiarity.usual.unlike_beyond, 3),
             "rate": round(familiarity.usual.rate, 4),
             "rate_asked": UNLIKE_RATE,
+            "not_a_cell_beyond_standard_deviations": NOT_A_CELL,
             "directions": DIRECTIONS,
             "tensor_bytes": sum(tensor.nbytes for tensor in familiarity.tensors().values()),
         },

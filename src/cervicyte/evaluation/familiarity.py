@@ -1,15 +1,17 @@
 """How unlike the training cells an image is, in what, and whether to answer for it at all.
 
-An image is placed among cells of the training laboratory by each of `images.statistics.STATISTICS` and by
-the distance of its features, see `feature_space`. Each place is turned into a normal score, so that they can
-be compared; beyond the outermost percentiles, where the cells tell nothing, it grows with the distance. The
-largest of them says how unlike the image is, and is held against the same figure of reference cells: cells
-that the network was not trained on, from groups of their own.
+An image is placed among cells of the training laboratory by each of `images.statistics.STATISTICS`, and by
+the distances of its features in an early and in the last stage of the network, see `feature_space`. Each
+place becomes a normal score; beyond the outermost percentiles, where cells are few, it grows with the value.
+The two distances are averaged to one, which tells more than either (docs/unlike_training.md).
+
+An image may be unlike in one of several ways, and must not be flagged as many times as often. So the rarity
+of each is weighed, half for the features and half for all statistics, the rarest counts (Bonferroni's rule
+with weights), and what that comes to is held against reference cells: cells that the network was not trained on.
 
 **What is promised.** A cell drawn from a new group of the same laboratory is flagged with a probability of at
-most the stated rate (split-conformal, groups counted and not cells, see `prediction_sets`): an image that is
-unlike in one of six ways is not flagged six times as often. Nothing is promised of how many foreign images
-are flagged, and likeness is no warrant of a right answer.
+most the stated rate (split-conformal; groups are counted and not cells, see `prediction_sets`). Nothing is
+promised of how many foreign images are flagged, and likeness is no warrant of a right answer.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,13 +31,18 @@ from torch import Tensor
 
 from cervicyte.errors import FamiliarityError
 from cervicyte.evaluation.feature_space import REMEDY, FeatureSpace
+from cervicyte.evaluation.features import STAGES
 from cervicyte.evaluation.prediction_sets import fewest_groups, threshold_of
 from cervicyte.images.statistics import STATISTICS
 
 UNLIKE_RATE = 0.02  # of home cells that are flagged all the same
-NOT_A_CELL = 3.0  # times the score from which an image is flagged; see docs/unlike_training.md
-FEATURES = "features"  # the name of the feature distance among the statistics
+NOT_A_CELL = 5.0  # standard deviations of the features' score; docs/unlike_training.md says why
+FEATURES = "features"  # the name of the features' distance among the statistics
+WEIGHTS = np.array([0.5 / len(STATISTICS)] * len(STATISTICS) + [0.5])
+UNUSUAL = float(norm.ppf(0.99))  # standard deviations, from which on a statistic of a flagged image is named
+PREFIX = "familiarity."  # of the tensors' names, among those of a network
 PERCENTS = np.arange(101)
+FOLDS = 20  # of the reference groups, each judged by the quantiles of the others
 OUTERMOST = 1  # percent: the quantiles beyond which a score grows with the distance
 
 DIRECTIONS_IN_WORDS = {
@@ -58,21 +66,37 @@ class Usual:
 
     Attributes:
         statistics: of each of `STATISTICS`, its quantiles among the training cells, 0 to 100 %.
-        distances: the same of the feature distance among the reference cells.
-        unlikeness: the same of the largest score among the reference cells, a group counting once.
-        unlike_beyond: the largest score from which on an image is unlike the training cells.
+        distances: the same of each stage's distance among the reference cells.
+        features: the same of the mean of the distances' scores.
+        unlikeness: the same of how unlike the reference cells are, a group counting once.
+        unlike_beyond: the unlikeness beyond which an image is unlike the training cells.
         rate: the most that a home cell is flagged, in a new group.
         training_cells, reference_cells, reference_groups: that all of it was fitted on.
     """
 
     statistics: dict[str, Quantiles]
-    distances: Quantiles
+    distances: dict[str, Quantiles]
+    features: Quantiles
     unlikeness: Quantiles
-    unlike_beyond: Annotated[float, Field(gt=0)]
+    unlike_beyond: float
     rate: Annotated[float, Field(gt=0, lt=1)]
     training_cells: Count
     reference_cells: Count
     reference_groups: Count
+
+    def scores(self, distances: Mapping[str, np.ndarray], statistics: np.ndarray) -> np.ndarray:
+        """Return the normal scores of images, see `Familiarity.scores`, for distances of each stage."""
+        count = len(next(iter(distances.values())))
+        if statistics.shape != (count, len(STATISTICS)):
+            raise FamiliarityError(
+                f"The statistics are {list(statistics.shape)} where {count} images have {len(STATISTICS)} "
+                "each; compute them with `image_statistics`."
+            )
+        columns = [
+            normal_score(statistics[:, place], self.statistics[name]) for place, name in enumerate(STATISTICS)
+        ]
+        mean = _mean_score(distances, self.distances)
+        return np.column_stack([*columns, normal_score(mean, self.features)])
 
 
 @plain_dataclass(frozen=True)
@@ -98,11 +122,11 @@ class Familiarity:
     """What travels with a model to say how unlike its training cells an image is.
 
     Attributes:
-        space: where the training cells lie among the network's features; goes into `tensors`.
+        spaces: of each of `features.STAGES`, where the training cells lie; go into `tensors`.
         usual: everything else; goes into `to_json`.
     """
 
-    space: FeatureSpace
+    spaces: dict[str, FeatureSpace]
     usual: Usual
 
     @property
@@ -118,64 +142,71 @@ class Familiarity:
             "unlike the training cells.",
         )
 
-    def scores(self, features: np.ndarray, statistics: np.ndarray) -> np.ndarray:
-        """Return how unlike each image is in each way, float64 [N, statistics + 1], 0 or more.
+    def scores(self, features: Mapping[str, np.ndarray], statistics: np.ndarray) -> np.ndarray:
+        """Return how unusual each image is in each way, float64 [N, statistics + 1].
 
-        The last column is of the features. A score is a number of standard deviations in a normal
-        distribution; that of a statistic counts both ways, that of the features only far distances.
+        A score is a number of standard deviations of a normal distribution. That of a statistic is unusual
+        both ways; the last, of the features, only far above 0.
 
         Args:
-            features: float [N, D], see `features.pooled_features`.
+            features: see `features.pooled_features`.
             statistics: float [N, statistics], in the order of `STATISTICS`, of the image as it was read.
 
         Raises:
             FamiliarityError: features or statistics are of another number.
         """
-        return _scores(
-            self.space.distances(features), statistics, self.usual.distances, self.usual.statistics
-        )
+        return self.usual.scores(distances_of(self.spaces, features), statistics)
 
-    def judge(self, features: np.ndarray, statistics: np.ndarray) -> list[Judgement]:
+    def judge(self, features: Mapping[str, np.ndarray], statistics: np.ndarray) -> list[Judgement]:
         """Say of each image how unlike the training cells it is. Arguments and errors as of `scores`."""
-        distances = self.space.distances(features)
-        scores = _scores(distances, statistics, self.usual.distances, self.usual.statistics)
+        scores = self.scores(features, statistics)
         percentiles = np.column_stack(
             [
-                *(percentile_of(statistics[:, place], self.usual.statistics[name])
-                  for place, name in enumerate(STATISTICS)),
-                percentile_of(distances, self.usual.distances),
+                *(
+                    percentile_of(statistics[:, place], self.usual.statistics[name])
+                    for place, name in enumerate(STATISTICS)
+                ),
+                # Scores rise with what they are of, so that their percentiles are the same.
+                percentile_of(scores[:, -1], normal_score(self.usual.features, self.usual.features)),
             ]
-        )  # fmt: skip
-        unlike = percentile_of(scores.max(1), self.usual.unlikeness)
+        )
+        rarities = rarity(scores)
+        unlike = percentile_of(rarities.max(1), self.usual.unlikeness)
         return [
             Judgement(
-                percentiles=dict(zip((*STATISTICS, FEATURES), map(float, shares), strict=True)),
-                unlike_percentile=float(percentile),
-                kind=self._kind(of_image),
-                reasons=self._reasons(of_image, shares),
+                percentiles=dict(zip((*STATISTICS, FEATURES), map(float, percentiles[place]), strict=True)),
+                unlike_percentile=float(unlike[place]),
+                kind=self._kind(scores[place], rarities[place]),
+                reasons=self._reasons(scores[place], rarities[place], percentiles[place]),
             )
-            for of_image, shares, percentile in zip(scores, percentiles, unlike, strict=True)
+            for place in range(len(scores))
         ]
 
-    def _kind(self, scores: np.ndarray) -> Kind:
-        if scores[-1] > NOT_A_CELL * self.usual.unlike_beyond:
-            return "not_a_cell"
-        return "unlike_training" if scores.max() > self.usual.unlike_beyond else "familiar"
+    def _kind(self, scores: np.ndarray, rarities: np.ndarray) -> Kind:
+        if rarities.max() <= self.usual.unlike_beyond:
+            return "familiar"
+        return "not_a_cell" if scores[-1] > NOT_A_CELL else "unlike_training"
 
-    def _reasons(self, scores: np.ndarray, percentiles: np.ndarray) -> tuple[str, ...]:
+    def _reasons(self, scores: np.ndarray, rarities: np.ndarray, percentiles: np.ndarray) -> tuple[str, ...]:
+        if rarities.max() <= self.usual.unlike_beyond:
+            return ()
+        unusual = np.append(np.abs(scores[:-1]), scores[-1]) > UNUSUAL
+        named = unusual | (rarities > self.usual.unlike_beyond)
         names = (*STATISTICS, FEATURES)
-        beyond = [
-            place for place in np.argsort(-scores, kind="stable") if scores[place] > self.usual.unlike_beyond
-        ]
-        return tuple(reason(names[place], float(percentiles[place])) for place in beyond)
+        order = np.argsort(-rarities, kind="stable")
+        return tuple(reason(names[place], float(percentiles[place])) for place in order if named[place])
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; with `tensors`, `from_parts` reads them."""
         return dict(_ADAPTER.dump_python(self.usual, mode="json"))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is too large for JSON, as tensors by name."""
-        return self.space.tensors()
+        """Return what is too large for JSON, as tensors by name, float16 but for a few numbers."""
+        return {
+            name: tensor
+            for stage, space in self.spaces.items()
+            for name, tensor in space.tensors(f"{PREFIX}{stage}.").items()
+        }
 
     @classmethod
     def from_parts(
@@ -195,12 +226,13 @@ class Familiarity:
             usual = _ADAPTER.validate_json(json.dumps(content, allow_nan=False))
         except (TypeError, ValueError) as error:  # a ValidationError is such
             raise FamiliarityError(f"{name}: is damaged ({_first_fault(error)}); {REMEDY}.") from error
-        if set(usual.statistics) != set(STATISTICS):
+        if set(usual.statistics) != set(STATISTICS) or set(usual.distances) != set(STAGES):
             raise FamiliarityError(f"{name}: is of other statistics than this program's; {REMEDY}.")
-        for each in (*usual.statistics.values(), usual.distances, usual.unlikeness):
+        for each in (*usual.statistics.values(), *usual.distances.values(), usual.features, usual.unlikeness):
             if np.any(np.diff(each) < 0):
                 raise FamiliarityError(f"{name}: has quantiles that do not rise; {REMEDY}.")
-        return cls(FeatureSpace.from_tensors(tensors, name), usual)
+        spaces = {stage: FeatureSpace.from_tensors(tensors, f"{PREFIX}{stage}.", name) for stage in STAGES}
+        return cls(spaces, usual)
 
 
 _ADAPTER = TypeAdapter(Usual)
@@ -209,10 +241,24 @@ _ADAPTER = TypeAdapter(Usual)
 # --- fitting -------------------------------------------------------------------------------------
 
 
+def fit_spaces(
+    features: Mapping[str, np.ndarray], targets: Sequence[int] | np.ndarray
+) -> dict[str, FeatureSpace]:
+    """Return where the training cells lie in each stage. Arguments and errors as of `FeatureSpace.fit`."""
+    return {stage: FeatureSpace.fit(features[stage], targets) for stage in STAGES}
+
+
+def distances_of(
+    spaces: Mapping[str, FeatureSpace], features: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return each image's distance in each stage. Errors as of `FeatureSpace.distances`."""
+    return {stage: spaces[stage].distances(features[stage]) for stage in STAGES}
+
+
 def fit_familiarity(
-    space: FeatureSpace,
+    spaces: dict[str, FeatureSpace],
     training_statistics: np.ndarray,
-    reference_distances: np.ndarray,
+    reference_distances: Mapping[str, np.ndarray],
     reference_statistics: np.ndarray,
     groups: Sequence[str] | np.ndarray,
     rate: float = UNLIKE_RATE,
@@ -225,9 +271,9 @@ def fit_familiarity(
     being that in the space of a network that had not seen it.
 
     Args:
-        space: of the network that is to be used.
+        spaces: of the network that is to be used, see `fit_spaces`.
         training_statistics: float [N, statistics], see `images.statistics.image_statistics`.
-        reference_distances: float [M], see `FeatureSpace.distances`, of cells not trained on.
+        reference_distances: see `distances_of`, float [M] each, of cells not trained on.
         reference_statistics: float [M, statistics], of the same cells.
         groups: of the M cells; cells of one group are alike, so a group counts once.
         rate: share of home cells that may be flagged. With fewer than 1 / rate - 1 groups it is not to be
@@ -236,43 +282,62 @@ def fit_familiarity(
     Raises:
         FamiliarityError: there are no cells, or numbers that are not finite.
     """
-    given = (training_statistics, reference_distances, reference_statistics)
+    given = (training_statistics, reference_statistics, *reference_distances.values())
     if not all(len(each) and np.isfinite(each).all() for each in given):
         raise FamiliarityError(
-            f"{len(training_statistics)} training cells and {len(reference_distances)} reference cells with "
-            "finite statistics are too few to say what is usual; hold back some cells with `--split`."
+            f"{len(training_statistics)} training cells and {len(reference_statistics)} reference cells with "
+            "finite statistics are too few to say what is usual; hold back some cells by a split."
         )
-    names = tuple(STATISTICS)
-    of_statistics = {name: _quantiles(training_statistics[:, place]) for place, name in enumerate(names)}
-    distances = _quantiles(reference_distances)
-    largest = _scores(reference_distances, reference_statistics, distances, of_statistics).max(1)
-    count = len(np.unique(np.asarray(groups)))
-    kept = max(rate, 1 / (count + 1))
-    beyond = threshold_of(-largest, groups, 1 - kept)
-    assert beyond is not None  # with that many groups there always is one
+    known, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    distances, features = _usual_features(reference_distances)
     usual = Usual(
-        statistics=of_statistics,
+        statistics={name: _quantiles(training_statistics[:, place]) for place, name in enumerate(STATISTICS)},
         distances=distances,
-        unlikeness=_quantiles(largest, groups),
-        # A data set whose images are all alike has a score of 0; only what differs is flagged.
-        unlike_beyond=max(-beyond, _LEAST_SCORE),
-        rate=kept,
+        features=features,
+        unlikeness=(0.0,) * 101,
+        unlike_beyond=0.0,
+        rate=max(rate, 1 / (len(known) + 1)),
         training_cells=len(training_statistics),
-        reference_cells=len(reference_distances),
-        reference_groups=count,
+        reference_cells=len(reference_statistics),
+        reference_groups=len(known),
     )
-    return Familiarity(space, usual)
+    unlikeness = _crossed_unlikeness(usual, reference_distances, reference_statistics, group_of)
+    beyond = threshold_of(-unlikeness, group_of, 1 - usual.rate)
+    assert beyond is not None  # with that many groups there always is one
+    usual = replace(usual, unlikeness=_quantiles(unlikeness, group_of), unlike_beyond=-beyond)
+    return Familiarity(dict(spaces), usual)
 
 
-_LEAST_SCORE = 1e-3
+def _usual_features(distances: Mapping[str, np.ndarray]) -> tuple[dict[str, Quantiles], Quantiles]:
+    """Return the quantiles of the distances of each stage, and of the mean of their scores."""
+    of_stages = {stage: _quantiles(distances[stage]) for stage in STAGES}
+    return of_stages, _quantiles(_mean_score(distances, of_stages))
 
 
-def _quantiles(values: np.ndarray, groups: Sequence[str] | np.ndarray | None = None) -> tuple[float, ...]:
+def _crossed_unlikeness(
+    usual: Usual, distances: Mapping[str, np.ndarray], statistics: np.ndarray, group_of: np.ndarray
+) -> np.ndarray:
+    """Return how unlike each reference cell is, [M], by the quantiles of other groups' distances.
+
+    By quantiles that a cell itself is among, it would look more usual than a new one does.
+    """
+    fold_of = group_of % FOLDS
+    unlikeness = np.empty(len(statistics))
+    for fold in np.unique(fold_of):
+        own = fold_of == fold
+        others = ~own if not own.all() else own  # a single group has no others
+        of_stages, features = _usual_features({stage: distances[stage][others] for stage in STAGES})
+        held_out = replace(usual, distances=of_stages, features=features)
+        scores = held_out.scores({stage: distances[stage][own] for stage in STAGES}, statistics[own])
+        unlikeness[own] = rarity(scores).max(1)
+    return unlikeness
+
+
+def _quantiles(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, ...]:
     """Return the quantiles at 0 to 100 %; with groups, each group has the same weight."""
     if groups is None:
         return tuple(map(float, np.percentile(values.astype(np.float64), PERCENTS)))
-    _, group_of, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    weights = 1 / sizes[group_of]
+    weights = 1 / np.bincount(groups)[groups]
     found = np.percentile(values.astype(np.float64), PERCENTS, weights=weights, method="inverted_cdf")
     return tuple(map(float, found))
 
@@ -290,13 +355,13 @@ def percentile_of(values: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     return np.where(values < places[0], 0.0, np.where(values > places[-1], 100.0, inside))
 
 
-def normal_score(values: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
+def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float]) -> np.ndarray:
     """Return values [N] as numbers of standard deviations in a normal distribution of equal percentiles.
 
     Beyond the 1st and the 99th percentile it goes on in a straight line, in units of the distance of that
     percentile from the median: there, cells are too few to tell percentiles apart.
     """
-    middle = quantiles[50]
+    values, middle = np.asarray(values, np.float64), quantiles[50]
     inner = np.asarray(quantiles)[OUTERMOST : 101 - OUTERMOST]
     places, percents = _distinct(inner, PERCENTS[OUTERMOST : 101 - OUTERMOST])
     scores = np.interp(values, places, norm.ppf(percents / 100))
@@ -319,22 +384,19 @@ def _distinct(
     return places, np.bincount(which, percents) / counts
 
 
-def _scores(
-    distances: np.ndarray,
-    statistics: np.ndarray,
-    usual_distances: Sequence[float],
-    usual_statistics: Mapping[str, Sequence[float]],
-) -> np.ndarray:
-    if statistics.ndim != 2 or statistics.shape != (len(distances), len(STATISTICS)):
-        raise FamiliarityError(
-            f"The statistics are {list(statistics.shape)} where {len(distances)} images have "
-            f"{len(STATISTICS)} each; compute them with `image_statistics`."
-        )
-    columns = [
-        np.abs(normal_score(statistics[:, place], usual_statistics[name]))
-        for place, name in enumerate(STATISTICS)
-    ]
-    return np.column_stack([*columns, np.maximum(normal_score(distances, usual_distances), 0)])
+def _mean_score(distances: Mapping[str, np.ndarray], usual: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """Return the mean over the stages of the scores of distances, [N]."""
+    scores = [normal_score(distances[stage], usual[stage]) for stage in STAGES]
+    return np.asarray(np.mean(scores, axis=0))
+
+
+def rarity(scores: np.ndarray) -> np.ndarray:
+    """Return -log10 of the weighed p-value of each score, [N, statistics + 1]: 2 is one home cell in 100.
+
+    Two-sided for statistics, one-sided for the last column, of the features.
+    """
+    tails = np.column_stack([math.log(2) + norm.logsf(np.abs(scores[:, :-1])), norm.logsf(scores[:, -1])])
+    return (np.log(WEIGHTS) - tails) / math.log(10)
 
 
 def reason(name: str, percentile: float) -> str:

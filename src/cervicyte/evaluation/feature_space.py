@@ -1,12 +1,12 @@
-"""Where the training cells lie among a network's features, and how far from them another image lies.
+"""Where the training cells lie among the features of one stage of a network, and how far others lie.
 
 The distance is that of Mahalanobis to the nearest class mean, under one covariance for all classes (K. Lee
 et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
-NeurIPS 2018). 2,048 features of some thousand cells have no covariance worth inverting, and 2,048 squared
-numbers are no luggage for a model: within the principal subspace the covariance is the cells' own, outside
-of it one variance holds for every direction (probabilistic principal components: M. Tipping and C. Bishop,
-J. R. Stat. Soc. B 1999). So the distance counts both what is unusual along the directions in which cells
-differ, and what lies outside of them (H. Wang et al., "ViM", CVPR 2022).
+NeurIPS 2018), of features brought to unit length. Some thousand cells give no covariance worth inverting,
+and its square is no luggage for a model: within the principal subspace the covariance is the cells' own,
+outside of it one variance holds for every direction (probabilistic principal components: M. Tipping and
+C. Bishop, J. R. Stat. Soc. B 1999). So the distance counts what is unusual along the directions in which
+cells differ, and what lies outside of them, which tells most (H. Wang et al., "ViM", CVPR 2022).
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from torch import Tensor
 
 from cervicyte.errors import FamiliarityError
 
-DIRECTIONS = 64  # of the principal subspace; see docs/unlike_training.md for what was compared
+DIRECTIONS = 128  # of the principal subspace; docs/unlike_training.md says what was compared
 REMEDY = "fit it anew on the model's training cells"
+NAMES = ("means", "directions", "variances")
 _LEAST_SHARE = 1e-6  # of the total variance: what a direction without any is taken to have
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Class means, and what was the covariance of cells about their class's mean.
+    """Class means of features of unit length, and the covariance of cells about their class's mean.
 
     Attributes:
         means: float16 [C, D], in the order of the classes.
@@ -59,9 +60,10 @@ class FeatureSpace:
                 "them; give the features of at least two."
             )
         known, place = np.unique(np.asarray(targets), return_inverse=True)
+        features = unit_length(features)
         # Rounded at once, so that what is fitted on it later holds for what is read from a file.
         means = np.stack([features[place == one].mean(0) for one in range(len(known))]).astype(np.float16)
-        centred = features.astype(np.float64) - means[place]
+        centred = features - means[place]
         kept = max(1, min(directions, len(features) - 1, features.shape[1] - 1))
         _, spreads, axes = np.linalg.svd(centred, full_matrices=False)
         along = spreads**2 / len(features)
@@ -73,7 +75,7 @@ class FeatureSpace:
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Return how far features, float [N, D], lie from the nearest class mean, float64 [N].
 
-        1 is usual: the root of the mean square over all D directions, in standard deviations.
+        About 1 is usual: the root of the mean square over all D directions, in standard deviations.
 
         Raises:
             FamiliarityError: they are of another number of dimensions.
@@ -83,6 +85,7 @@ class FeatureSpace:
                 f"The images have {features.shape[-1]} features and the training cells "
                 f"{self.means.shape[1]}; use what came with the model."
             )
+        features = unit_length(features)
         directions = self.directions.astype(np.float64)
         *along, others = self.variances.astype(np.float64)
         squares = []
@@ -93,24 +96,26 @@ class FeatureSpace:
             squares.append((within**2 / along).sum(1) + outside / others)
         return np.sqrt(np.min(squares, axis=0) / features.shape[1])
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the arrays as tensors by name, which `from_tensors` reads."""
-        arrays = {"means": self.means, "directions": self.directions, "variances": self.variances}
-        return {f"{PREFIX}{name}": torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return {prefix + name: torch.from_numpy(getattr(self, name).copy()) for name in NAMES}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], name: str = "The feature space") -> FeatureSpace:
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], prefix: str, name: str = "The feature space"
+    ) -> FeatureSpace:
         """Read what `tensors` returned; others beside them are left alone.
 
         Args:
             tensors: by name.
+            prefix: of the names.
             name: where they come from, with which an error begins.
 
         Raises:
             FamiliarityError: one is missing, of another shape or kind, or not finite.
         """
         try:
-            means, directions, variances = (tensors[PREFIX + each].cpu().numpy() for each in NAMES)
+            means, directions, variances = (tensors[prefix + each].cpu().numpy() for each in NAMES)
         except KeyError as error:
             raise FamiliarityError(f"{name}: lacks the tensor {error.args[0]}; {REMEDY}.") from error
         fits = (
@@ -131,5 +136,7 @@ class FeatureSpace:
         return cls(means, directions, variances)
 
 
-NAMES = ("means", "directions", "variances")
-PREFIX = "familiarity."  # of the tensors' names, among those of a network
+def unit_length(features: np.ndarray) -> np.ndarray:
+    """Return features [N, D] divided by their lengths, float64: contrast and light drop out of them."""
+    values = np.asarray(features, np.float64)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(np.float64).tiny)

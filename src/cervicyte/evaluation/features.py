@@ -11,6 +11,9 @@ from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import normalised
 
+STAGES = ("stage2", "stage4")
+"""Of which means are kept: the second has colours and textures, the last what they add up to."""
+
 
 @torch.inference_mode()
 def pooled_features(
@@ -19,10 +22,10 @@ def pooled_features(
     preprocessing: Preprocessing,
     progress: Progress = SILENT,
     title: str = "Features",
-) -> np.ndarray:
-    """Return the means over the last layer's activations, float32 [N, 2048].
+) -> dict[str, np.ndarray]:
+    """Return of each of `STAGES` the means over its last activations, float32 [N, 512] and [N, 2048].
 
-    The last linear layer makes its logits of them, so that `network.fc` gives the answers at no cost.
+    The network's logits are its last linear layer, `network.fc`, of those of stage 4.
 
     Args:
         network: is put into evaluation mode, and on the GPU if there is one.
@@ -33,13 +36,16 @@ def pooled_features(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.eval().to(device, memory_format=torch.channels_last)
-    last = network.layers[-1]
-    features = np.empty((len(images), network.fc.in_features), np.float32)
+    ends = {stage: [name for name in network.layers if name[-1] == stage[-1]][-1] for stage in STAGES}
+    features: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
     progress.start(title, len(images))
     for start in range(0, len(images), BATCH):
         batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
-        activations = network.features(normalised(batch.to(device), preprocessing), last)
-        features[start : start + BATCH] = activations.mean((2, 3)).float().cpu().numpy()
+        activations, done = normalised(batch.to(device), preprocessing), None
+        for stage, end in ends.items():
+            activations = network.features(activations, end, after=done)
+            features[stage].append(activations.mean((2, 3)).float().cpu().numpy())
+            done = end
         progress.advance(len(batch))
     progress.close()
-    return features
+    return {stage: np.concatenate(batches) for stage, batches in features.items()}

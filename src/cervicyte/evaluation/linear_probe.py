@@ -33,7 +33,7 @@ def frozen_features(
     images = load_cells(cells, preprocessing, progress)
     network = CBAMResNet50(1, "none")
     load_backbone(network, backbone)
-    return pooled_features(network, images, preprocessing, progress, "Frozen features")
+    return pooled_features(network, images, preprocessing, progress, "Frozen features")["stage4"]
 
 
 def probe_predictions(
