@@ -251,30 +251,55 @@ def test_home_cells_are_flagged_as_often_as_is_stated(rate):
     assert rate - 0.012 < np.mean(flagged) < rate + 2 * np.std(flagged) / np.sqrt(40)
 
 
-def test_groups_of_like_cells_are_not_taken_for_many_witnesses():
-    """Counting cells flags more of the cells of new groups than is stated."""
-    rates = {"by group": [], "by cell": []}
-    for seed in range(60):
+def test_the_flag_is_set_where_split_conformal_prediction_sets_it():
+    """Of n cells on their own, at the ceil((n + 1) (1 - rate))-th least unlike."""
+    for count, rate in ((99, 0.02), (100, 0.02), (199, 0.1), (30, 0.02)):
+        familiarity = fitted(reference=count, groups=count, rate=rate)
+        among = np.array(familiarity.usual.unlikeness)
+        place = min(count, int(np.ceil(round((count + 1) * (1 - familiarity.usual.rate), 6))))
+        share = 100 * place / count
+        assert among[int(np.floor(share - 1e-6))] <= familiarity.usual.unlike_beyond
+        assert familiarity.usual.unlike_beyond <= among[int(np.ceil(share))]
+        if place == count:
+            assert familiarity.usual.unlike_beyond == among[-1]
+
+
+def test_one_large_group_of_odd_cells_does_not_move_the_flag():
+    rng = np.random.default_rng(0)
+    training, (features, _, statistics) = stages(rng, 400), stages(rng, 300)
+    statistics[:100] += 6 * np.array(list(SPREAD.values()))
+    groups = [0] * 100 + [*range(1, 201)]
+    by_group = fit_on(training, (features, None, statistics), groups).usual.unlike_beyond
+    by_cell = fit_on(training, (features, None, statistics), range(300)).usual.unlike_beyond
+    without = fitted(reference=200, groups=200).usual.unlike_beyond
+    assert by_group == pytest.approx(without, abs=0.6)
+    assert by_cell > by_group + 2
+
+
+@pytest.mark.parametrize("each", [2, 8])
+def test_cells_of_new_groups_are_flagged_about_as_often_as_is_stated(each):
+    flagged = []
+    for seed in range(30):
         rng = np.random.default_rng(seed)
 
-        def grouped(rng, groups, each):
-            features, targets, statistics = stages(rng, groups * each)
-            shift = np.repeat(rng.normal(size=(groups, 5)), each, 0) * list(SPREAD.values())
+        def grouped(rng, count):
+            features, targets, statistics = stages(rng, count)
+            shift = np.repeat(rng.normal(size=(count // each, 5)), each, 0) * list(SPREAD.values())
             return features, targets, statistics * 0.2 + 0.8 * usual() + shift
 
-        training, held_back = grouped(rng, 60, 8), grouped(rng, 25, 8)
-        new, _, of_new = grouped(rng, 60, 8)
-        for name, groups in (("by group", np.repeat(np.arange(25), 8)), ("by cell", np.arange(200))):
-            familiarity = fit_on(training, held_back, groups, rate=0.04)
-            judged = familiarity.judge(new, of_new)
-            rates[name].append(np.mean([one.kind != "familiar" for one in judged]))
-    assert np.mean(rates["by group"]) < 0.04 < np.mean(rates["by cell"])
+        familiarity = fit_on(grouped(rng, 480), grouped(rng, 60 * each), np.arange(60 * each) // each)
+        features, _, statistics = grouped(rng, 480)
+        flagged.append(np.mean([one.kind != "familiar" for one in familiarity.judge(features, statistics)]))
+    # 60 groups of like cells are little more than 60 cells: at worst one group in 61 more.
+    assert 0.01 < np.mean(flagged) < 0.02 + 1 / 61
 
 
-def test_too_few_groups_raise_the_stated_rate_and_a_note_says_so():
-    familiarity = fitted(reference=30, groups=9)
+def test_a_handful_of_cells_raises_the_stated_rate_and_few_groups_are_said_to_be_rough():
+    familiarity = fitted(reference=9, groups=9)
     assert familiarity.usual.rate == pytest.approx(0.1)
     assert any("Only 9 groups" in note and "10 %" in note for note in familiarity.notes)
+    assert fitted(reference=300, groups=30).usual.rate == 0.02
+    assert "Only 30 groups" in fitted(reference=300, groups=30).notes[0]
     assert not fitted().notes
 
 

@@ -7,11 +7,13 @@ The two distances are averaged to one, which tells more than either (docs/unlike
 
 An image may be unlike in one of several ways, and must not be flagged as many times as often. So the rarity
 of each is weighed, half for the features and half for all statistics, the rarest counts (Bonferroni's rule
-with weights), and what that comes to is held against reference cells: cells that the network was not trained on.
+with weights), and that is held against reference cells: cells that the network was not trained on.
 
-**What is promised.** A cell drawn from a new group of the same laboratory is flagged with a probability of at
-most the stated rate (split-conformal; groups are counted and not cells, see `prediction_sets`). Nothing is
-promised of how many foreign images are flagged, and likeness is no warrant of a right answer.
+**What is promised.** Of cells from new groups of the same laboratory, about the stated share is flagged: were
+every group a single cell, at most that share on average (split-conformal prediction). A group of like cells
+counts once, and with few groups the share is rough; `prediction_sets` promises more, but for so small a share
+that takes hundreds of groups. Nothing is promised of how many foreign images are flagged, and likeness is no
+warrant of a right answer.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ from torch import Tensor
 from cervicyte.errors import FamiliarityError
 from cervicyte.evaluation.feature_space import REMEDY, FeatureSpace
 from cervicyte.evaluation.features import STAGES
-from cervicyte.evaluation.prediction_sets import fewest_groups, threshold_of
 from cervicyte.images.statistics import STATISTICS
 
 UNLIKE_RATE = 0.02  # of home cells that are flagged all the same
@@ -70,7 +71,7 @@ class Usual:
         features: the same of the mean of the distances' scores.
         unlikeness: the same of how unlike the reference cells are, a group counting once.
         unlike_beyond: the unlikeness beyond which an image is unlike the training cells.
-        rate: the most that a home cell is flagged, in a new group.
+        rate: the share of home cells that is flagged, about.
         training_cells, reference_cells, reference_groups: that all of it was fitted on.
     """
 
@@ -132,14 +133,12 @@ class Familiarity:
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be done as asked, a sentence each, for people."""
-        needed = fewest_groups(1 - UNLIKE_RATE)
-        groups = self.usual.reference_groups
-        if self.usual.rate <= UNLIKE_RATE or groups >= needed:
+        groups, percent = self.usual.reference_groups, 100 * self.usual.rate
+        if groups >= math.ceil(1 / UNLIKE_RATE):
             return ()
         return (
-            f"Only {groups} {'group' if groups == 1 else 'groups'} of cells could be held back where "
-            f"{needed} are needed, so up to {100 * self.usual.rate:.0f} % of home cells are flagged as "
-            "unlike the training cells.",
+            f"Only {groups} {'group' if groups == 1 else 'groups'} of cells could be held back, so that the "
+            f"share of home cells that is flagged, meant to be {percent:.0f} %, is rough.",
         )
 
     def scores(self, features: Mapping[str, np.ndarray], statistics: np.ndarray) -> np.ndarray:
@@ -276,8 +275,8 @@ def fit_familiarity(
         reference_distances: see `distances_of`, float [M] each, of cells not trained on.
         reference_statistics: float [M, statistics], of the same cells.
         groups: of the M cells; cells of one group are alike, so a group counts once.
-        rate: share of home cells that may be flagged. With fewer than 1 / rate - 1 groups it is not to be
-            had; what is beyond all reference cells is then flagged, and `Usual.rate` says how often that is.
+        rate: share of home cells that are to be flagged. With fewer than 1 / rate - 1 cells, those beyond
+            all reference cells are, and `Usual.rate` says how many that is.
 
     Raises:
         FamiliarityError: there are no cells, or numbers that are not finite.
@@ -296,16 +295,17 @@ def fit_familiarity(
         features=features,
         unlikeness=(0.0,) * 101,
         unlike_beyond=0.0,
-        rate=max(rate, 1 / (len(known) + 1)),
+        rate=max(rate, 1 / (len(reference_statistics) + 1)),
         training_cells=len(training_statistics),
         reference_cells=len(reference_statistics),
         reference_groups=len(known),
     )
     unlikeness = _crossed_unlikeness(usual, reference_distances, reference_statistics, group_of)
-    beyond = threshold_of(-unlikeness, group_of, 1 - usual.rate)
-    assert beyond is not None  # with that many groups there always is one
-    usual = replace(usual, unlikeness=_quantiles(unlikeness, group_of), unlike_beyond=-beyond)
-    return Familiarity(dict(spaces), usual)
+    # The new cell is one of its own kind: without it, the (n + 1) (1 - rate)-th of n cells is too low.
+    level = min(1.0, (1 - usual.rate) * (1 + 1 / len(unlikeness)))
+    beyond = _weighed_percentile(unlikeness, group_of, 100 * level)
+    quantiles = tuple(map(float, _weighed_percentile(unlikeness, group_of, PERCENTS)))
+    return Familiarity(dict(spaces), replace(usual, unlikeness=quantiles, unlike_beyond=float(beyond)))
 
 
 def _usual_features(distances: Mapping[str, np.ndarray]) -> tuple[dict[str, Quantiles], Quantiles]:
@@ -333,13 +333,19 @@ def _crossed_unlikeness(
     return unlikeness
 
 
-def _quantiles(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, ...]:
-    """Return the quantiles at 0 to 100 %; with groups, each group has the same weight."""
-    if groups is None:
-        return tuple(map(float, np.percentile(values.astype(np.float64), PERCENTS)))
-    weights = 1 / np.bincount(groups)[groups]
-    found = np.percentile(values.astype(np.float64), PERCENTS, weights=weights, method="inverted_cdf")
-    return tuple(map(float, found))
+def _quantiles(values: np.ndarray) -> Quantiles:
+    """Return the quantiles at 0 to 100 %."""
+    return tuple(map(float, np.percentile(values.astype(np.float64), PERCENTS)))
+
+
+def _weighed_percentile(values: np.ndarray, group_of: np.ndarray, percents: np.ndarray | float) -> np.ndarray:
+    """Return the least values that groups of a share of `percents` do not exceed, each group counting once.
+
+    The rounding of sums of many shares is taken off, so that it never moves on to the next value.
+    """
+    weights = 1 / np.bincount(group_of)[group_of]
+    asked = np.maximum(np.asarray(percents) - 1e-9, 0)
+    return np.asarray(np.percentile(values, asked, weights=weights, method="inverted_cdf"))
 
 
 # --- scores and words ----------------------------------------------------------------------------
