@@ -6,7 +6,8 @@
 The familiarity is fitted on the run's training part, and its thresholds on the validation part, as they would
 travel with the model. It is judged on the test part, which goes into the split's ledger, on all cells of the
 foreign data sets, and on images that show no cell, in the sizes of the test cells so that size tells nothing.
-None of these needs a download; the photographs are three only, and there is no other microscopy among them.
+None of these needs a download; the photographs are three only, and there is no other microscopy among them,
+but `--pictures FOLDER` takes more.
 Other distances of features are compared on validation cells in place of test cells.
 """
 
@@ -44,7 +45,7 @@ from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.run import weights_hash
 from cervicyte.images.corruptions import corrupted
-from cervicyte.images.reader import read_image
+from cervicyte.images.reader import IMAGE_SUFFIXES, read_image
 from cervicyte.images.segmentation import segment
 from cervicyte.images.statistics import STATISTICS, image_statistics
 from cervicyte.network.model_file import ModelFile, load_model_file
@@ -78,8 +79,21 @@ def seen_of(model: ModelFile, count: int, image_of: Callable[[int], np.ndarray],
     return Seen(together, np.array(statistics), np.array(nucleus))
 
 
+def pooled(several: Sequence[Seen]) -> Seen:
+    """Return several kinds as one."""
+    return Seen(
+        {stage: np.concatenate([one.features[stage] for one in several]) for stage in STAGES},
+        np.concatenate([one.statistics for one in several]),
+        np.concatenate([one.nucleus for one in several]),
+    )
+
+
+def reader_of(paths: Sequence[Path]) -> Callable[[int], np.ndarray]:
+    return lambda place: read_image(paths[place])
+
+
 def cells_seen(model: ModelFile, cells: Sequence[Cell], title: str) -> Seen:
-    return seen_of(model, len(cells), lambda place: read_image(cells[place].path), title)
+    return seen_of(model, len(cells), reader_of([cell.path for cell in cells]), title)
 
 
 # --- what is no cell -----------------------------------------------------------------------------
@@ -276,6 +290,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder with best_model.pth and split.csv")
     parser.add_argument("--data", type=Path, required=True, help="the data set that it was trained on")
     parser.add_argument("--foreign", type=Path, action="append", default=[], help="another laboratory's")
+    parser.add_argument(
+        "--pictures", type=Path, action="append", default=[], help="folder of images that show no cell"
+    )
     parser.add_argument("--images", type=int, default=100, help="of each kind that shows no cell")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn")
     parser.add_argument("--out", type=Path, default=Path("unlike_training.json"))
@@ -305,6 +322,10 @@ def main() -> None:
         name = f"cells of {foreign.known or root.name}"
         groups[name], sources[name] = "foreign cells", f"all {len(foreign.cells)} cells"
         others[name] = cells_seen(model, foreign.cells, name)
+    for folder in options.pictures:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        groups[folder.name], sources[folder.name] = folder.name, f"all {len(paths)} images of the folder"
+        others[folder.name] = seen_of(model, len(paths), reader_of(paths), folder.name)
     for name, (group, source, draw) in no_cells(parts["test"], options.seed).items():
         groups[name], sources[name] = group, source
         others[name] = seen_of(model, options.images, draw, name)
@@ -334,6 +355,12 @@ def main() -> None:
             "tensor_bytes": sum(tensor.nbytes for tensor in familiarity.tensors().values()),
         },
         "home": {key: of_home[key] for key in ("images", "flagged", "flagged_as_no_cell", "nucleus_found")},
+        "groups": {
+            group: figures_of(
+                familiarity, seen["test"], pooled([others[name] for name in others if groups[name] == group])
+            )
+            for group in dict.fromkeys(groups.values())
+        },
         "others": judged,
         "distances_compared_on_validation_cells": distances_compared(
             seen["train"], targets, seen["validation"], others
