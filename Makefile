@@ -108,6 +108,7 @@ benchmark: setup ## speed of training, explanation and inspection (100,000 cells
 	$(BIN)/python benchmarks/inspection_speed.py $(SHARED)/data/sipakmed \
 	  --closer $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors \
 	  --out benchmarks/results/inspection_closer_speed.json
+	$(BIN)/python benchmarks/benchmarks_page.py
 
 clean: ## remove what make has made, but no run
 	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache

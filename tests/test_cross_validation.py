@@ -14,16 +14,18 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from cervicyte import metrics
 from cervicyte.errors import RunFolderError, SplitError, UsageError
 from cervicyte.evaluation import cross_validation, run
+from cervicyte.evaluation.calibration import fit_calibration, read_calibration
 from cervicyte.evaluation.cross_validation import (
     cross_validate,
     figures_of_cells,
     pooled_figures,
     sensitivity_at_specificity,
 )
+from cervicyte.evaluation.cross_validation_page import number_text, title_of_figure
 from cervicyte.evaluation.linear_probe import frozen_features
 from cervicyte.evaluation.optimism import optimism
 from cervicyte.evaluation.tables import comparison_table, read_predictions
-from cervicyte.provenance import RESEARCH_USE_ONLY
+from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 
 SMALL = {"preprocessing.image_size": 32, "preprocessing.canvas_size": 32, "backbone": "none"}
 TINY = {**SMALL, "epochs": 1, "batch_size": 8, "frozen_stages": 4}
@@ -110,15 +112,68 @@ def test_a_fold_says_how_often_its_test_part_was_opened(trained):
 
 
 def test_all_tables_and_the_report_are_there_and_carry_the_notice(probed):
-    for name in ("cross_validation.json", "report.html", "metrics.json", "seed_0/fold_0/probe.json"):
+    names = ["cross_validation.json", "cross_validation.md", "calibration.json", "report.html"]
+    for name in [*names, "metrics.json", "seed_0/fold_0/probe.json"]:
         assert RESEARCH_USE_ONLY in (probed / name).read_text(), name
     table = pd.read_csv(probed / "cross_validation.csv")
     assert list(table["figure"]) == [
         "accuracy", "macro_f1", "recall, dark", "recall, light", "abnormal_auc",
         "abnormal_sensitivity_at_95_specificity", "abnormal_called_normal",
+        "expected_calibration_error_before", "expected_calibration_error_after",
+        "adaptive_calibration_error_before", "adaptive_calibration_error_after",
+        "negative_log_likelihood_before", "negative_log_likelihood_after",
+        "set_coverage, dark", "set_coverage_of_groups, dark",
+        "set_coverage, light", "set_coverage_of_groups, light",
+        "mean_set_size", "sets_of_one_class", "accuracy_at_90_coverage", "answered", "accuracy_of_answered",
     ]  # fmt: skip
     assert {"value", "low", "high", "standard_deviation_over_seeds", "seed_0", "seed_1"} < set(table.columns)
     assert np.allclose(table["value"][0], table[["seed_0", "seed_1"]].to_numpy(float)[0].mean())
+
+
+def test_what_a_model_takes_along_is_fitted_on_all_folds_and_seeds_and_says_so(probed):
+    content = json.loads((probed / "calibration.json").read_text())
+    pooled = pd.read_csv(probed / "predictions.csv", dtype=str)
+    columns = ["p_dark", "p_light", "confidence"]
+    again = fit_calibration(pooled.astype(dict.fromkeys(columns, float)), ["dark", "light"])
+    assert read_calibration(probed) == again
+    assert [(one.name, one.cells, one.groups) for one in again.classes] == [("dark", 12, 6), ("light", 12, 6)]
+    about = content["fitted_on"]
+    assert about["seeds"] == [0, 1]
+    assert about["predictions_sha256"] == sha256_of_file(probed / "predictions.csv")
+    assert content["leak"] is None
+    assert sum("where 19 are needed" in caveat for caveat in content["caveats"]) == 2
+    assert content["provenance"]["command"] == "a command"
+
+
+def test_calibrated_predictions_stand_beside_the_raw_ones_which_stay(probed):
+    raw, calibrated = (
+        pd.read_csv(probed / name, dtype={"group": str})
+        for name in ("predictions.csv", "calibrated_predictions.csv")
+    )
+    assert list(calibrated.columns) == [*raw.columns, "prediction_set", "declined"]
+    kept = ["seed", "fold", "path", "group", "true_class", "predicted_class"]
+    pd.testing.assert_frame_equal(calibrated[kept], raw[kept])
+    assert set(calibrated["prediction_set"]) == {"dark | light"}  # 6 groups a class: none can be left out
+    assert calibrated[["p_dark", "p_light"]].sum(axis=1).to_numpy() == pytest.approx(1)
+    alone = read_predictions(probed)["confidence"]
+    assert raw.loc[raw["seed"] == 0, "confidence"].to_numpy() == pytest.approx(alone.to_numpy())
+
+
+def test_the_page_shows_every_figure_of_the_json_and_every_caveat(probed):
+    page = (probed / "cross_validation.md").read_text()
+    content = json.loads((probed / "cross_validation.json").read_text())
+    for name, figure in content["figures"].items():
+        if figure["value"] is not None:
+            title = title_of_figure(name.removesuffix("_before").removesuffix("_after"))
+            if name.startswith("set_coverage"):
+                title = name.split(", ")[1]
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| {title} |")]
+            ends = ", ".join(number_text(figure[end], name) for end in ("low", "high"))
+            assert f"[{ends}]" in row, name
+    for caveat in content["context"]["caveats"]:
+        assert f"- {caveat}" in page
+    assert sum("fewer than 19 groups" in caveat for caveat in content["context"]["caveats"]) == 2
+    assert len(content["calibrations"]) == 2 * FOLDS
 
 
 def test_features_are_computed_once(cells, tmp_path, monkeypatch):
@@ -219,8 +274,9 @@ def test_cells_in_company_gain_what_they_are_copies_of(tmp_path):
     assert seen["tests"] >= 30
     assert seen["difference"]["value"] > 0.2
     assert content["figures"]["abnormal_auc"]["cell"] == {"value": None, "low": None, "high": None}
-    assert "stand in more than one part" in (tmp_path / "out" / "cell" / "report.html").read_text()
-    assert "stand in more than one part" not in (tmp_path / "out" / "group" / "report.html").read_text()
+    for name in ("report.html", "calibration.json", "cross_validation.json", "cross_validation.md"):
+        assert "stand in more than one part" in (tmp_path / "out" / "cell" / name).read_text()
+        assert "stand in more than one part" not in (tmp_path / "out" / "group" / name).read_text()
 
 
 # --- figures ---------------------------------------------------------------------------------------

@@ -121,16 +121,82 @@ def test_a_perfectly_calibrated_table_has_no_calibration_error():
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(0, abs=1e-12)
 
 
+@given(st.integers(0, 10_000), st.integers(2, 80))
+@settings(max_examples=60, deadline=None)
+def test_the_adaptive_error_equals_a_plain_loop_over_bins_of_equal_size(seed, count):
+    """Each cell stands there 15 times, so that 15 bins of as many cells as there are fit exactly."""
+    rng = np.random.default_rng(seed)
+    confidence, correct = rng.random(count), rng.random(count) < 0.7
+    order = np.argsort(confidence)
+    cells = [(confidence[one], correct[one]) for one in order for _ in range(15)]
+    expected = 0.0
+    for index in range(15):
+        inside = cells[index * count : (index + 1) * count]
+        expected += abs(sum(right for _, right in inside) - sum(stated for stated, _ in inside)) / len(cells)
+    assert metrics.adaptive_calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 80), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_accuracy_at_coverage_equals_a_plain_loop_over_the_most_certain(seed, count, coverage):
+    rng = np.random.default_rng(seed)
+    confidence, correct = rng.random(count), rng.random(count) < 0.7
+    left, right = coverage * count, 0.0
+    for _, one in sorted(zip(confidence, correct, strict=True), reverse=True):
+        right += min(1.0, left) * one
+        left -= min(1.0, left)
+    ours = metrics.accuracy_at_coverage(confidence, correct, coverage)
+    assert ours == pytest.approx(right / (coverage * count), abs=1e-12)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_ties_count_as_the_mean_over_all_their_orders_and_rows_may_be_shuffled(seed):
+    rng = np.random.default_rng(seed)
+    confidence, correct = np.round(rng.random(40), 1), rng.random(40) < 0.6
+    shuffled = rng.permutation(40)
+    for figure in (
+        metrics.adaptive_calibration_error,
+        lambda confidence, correct: metrics.accuracy_at_coverage(confidence, correct, 0.7),
+    ):
+        assert figure(confidence, correct) == pytest.approx(
+            figure(confidence[shuffled], correct[shuffled]), abs=1e-12
+        )
+    one_level, two_of_three = np.full(3, 0.5), np.array([True, True, False])
+    assert metrics.accuracy_at_coverage(one_level, two_of_three, 1 / 3) == pytest.approx(2 / 3)
+
+
+def test_negative_log_likelihood_equals_scikit_learns_and_is_never_infinite():
+    truth, _, probabilities = drawn(2)
+    weights = weights_for(2, len(truth))
+    expected = sklearn_metrics.log_loss(truth, probabilities, sample_weight=weights)
+    assert metrics.negative_log_likelihood(probabilities, truth, weights) == pytest.approx(expected)
+    worst = metrics.negative_log_likelihood(np.array([[1.0, 0.0]]), np.array([1]))
+    assert worst == pytest.approx(-math.log(metrics.LEAST_PROBABILITY))
+
+
 def test_many_weightings_at_once_give_what_one_at_a_time_gives():
     truth, predicted, probabilities = drawn(0)
     many = np.stack([weights_for(seed, len(truth)) for seed in range(6)])
     together = metrics.macro_f1(metrics.confusion_matrix(truth, predicted, CLASSES, many))
     areas = metrics.auc(truth == 1, probabilities[:, 1], many)
+
+    def confidence_figures(weights):
+        given = probabilities.max(1), truth == predicted
+        return [
+            metrics.adaptive_calibration_error(*given, weights),
+            metrics.accuracy_at_coverage(*given, 0.9, weights),
+            metrics.negative_log_likelihood(probabilities, truth, weights),
+        ]
+
+    of_confidence = confidence_figures(many)
     for row, weights in enumerate(many):
         confusion = metrics.confusion_matrix(truth, predicted, CLASSES, weights)
         assert together[row] == pytest.approx(metrics.macro_f1(confusion), abs=1e-12)
         area = metrics.auc(truth == 1, probabilities[:, 1], weights)
         assert areas[row] == pytest.approx(area, abs=1e-12)
+        for figures, alone in zip(of_confidence, confidence_figures(weights), strict=True):
+            assert figures[row] == pytest.approx(alone, abs=1e-12)
 
 
 def test_a_weight_of_two_is_the_cell_twice():
@@ -142,6 +208,12 @@ def test_a_weight_of_two_is_the_cell_twice():
     confidence, correct = probabilities.max(1), truth == predicted
     ours = metrics.expected_calibration_error(confidence, correct, weights)
     twice = metrics.expected_calibration_error(confidence[repeated], correct[repeated])
+    assert ours == pytest.approx(twice, abs=1e-12)
+    ours = metrics.adaptive_calibration_error(confidence, correct, weights)
+    twice = metrics.adaptive_calibration_error(confidence[repeated], correct[repeated])
+    assert ours == pytest.approx(twice, abs=1e-12)
+    ours = metrics.accuracy_at_coverage(confidence, correct, 0.9, weights)
+    twice = metrics.accuracy_at_coverage(confidence[repeated], correct[repeated], 0.9)
     assert ours == pytest.approx(twice, abs=1e-12)
 
 

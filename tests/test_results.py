@@ -22,6 +22,12 @@ def test_the_page_of_results_says_what_the_files_say():
     assert (RESULTS / "README.md").read_text() == page()
 
 
+def test_the_page_of_benchmarks_says_what_the_files_say():
+    from benchmarks_page import page
+
+    assert (PROJECT / "docs" / "benchmarks.md").read_text() == page()
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_published_figures_follow_from_the_published_predictions(run):
     metrics = json.loads((run / "metrics.json").read_text())

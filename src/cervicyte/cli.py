@@ -355,6 +355,23 @@ def optimism(
 
 
 @app.command()
+def robustness(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, such as all folds.")],
+    data: Annotated[Path, typer.Option(help="The labelled cells that they were trained on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("robustness"),
+    known_groups: KnownGroups = True,
+) -> None:
+    """Measure what is left of the accuracy on test cells that are blurred, noisy or stained anew."""
+    from cervicyte.evaluation.robustness import robustness
+    from cervicyte.progress import TerminalProgress
+
+    robustness(
+        runs, data, out, known_groups=known_groups, command=_command_line(), progress=TerminalProgress()
+    )
+    typer.echo((out / "robustness.md").read_text(encoding="utf-8"))
+
+
+@app.command()
 def ablate(
     data: Data,
     plan: Annotated[Path, typer.Argument(help="What is compared, in YAML; see docs/ablation.md.")],

@@ -45,6 +45,10 @@ class ModelFileError(CervicyteError):
     """A model file is unreadable, is not a Cervicyte or original checkpoint, or does not fit."""
 
 
+class CalibrationError(CervicyteError):
+    """A calibration is missing, damaged, or of other classes than what it is applied to."""
+
+
 class RecipeError(CervicyteError):
     """A recipe has an unknown key or a value of the wrong type or range."""
 

@@ -22,8 +22,12 @@ CALIBRATION_BINS = 15
 LEVEL = 0.95  # of every interval
 DRAWS = 2000
 FLIPS = 10_000
+LEAST_PROBABILITY = 1e-12  # none at all counts as this, lest one cell make a mean infinite
 MOST_UNDEFINED = 0.1  # share of draws that may be undefined before an interval is, too
 _WEIGHTS_AT_ONCE = 4_000_000  # 32 MB; bounds the memory of a bootstrap over many cells
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Cell weights, float [D, N] -> figures [D, K]."""
 
 
 class Estimate(NamedTuple):
@@ -147,6 +151,59 @@ def calibration_bin(confidence: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(upper_edges, confidence, side="left"), CALIBRATION_BINS - 1)
 
 
+def adaptive_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean distance of confidence and accuracy over 15 bins of equal weight, [...].
+
+    Nguyen & O'Connor, "Posterior calibration and exploratory analysis for natural language processing
+    models", EMNLP 2015: the bins follow the confidences, most of which lie close to 1, in one or two of
+    the bins of equal width. A cell at an edge counts in both bins by its shares, and cells of equal
+    confidence are shared out alike, so that the order of rows does not matter.
+
+    Args:
+        confidence: [N], of the predicted class.
+        correct: bool [N].
+        weights: [..., N].
+    """
+    weights = np.ones(len(confidence)) if weights is None else weights
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    gaps = np.diff(_sum_of_first(edges, confidence, correct - confidence, weights), axis=-1)
+    return ratio(np.abs(gaps).sum(-1), weights.sum(-1))
+
+
+def accuracy_at_coverage(
+    confidence: np.ndarray, correct: np.ndarray, coverage: float, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the accuracy on the most certain share of the cells, [...].
+
+    A point of the risk-coverage curve (El-Yaniv & Wiener, J. Mach. Learn. Res. 2010; Geifman & El-Yaniv,
+    NeurIPS 2017). Of cells of equal confidence at the edge, each counts by the same part, which is the
+    mean over all orders that they could stand in.
+
+    Args:
+        confidence: [N], of the predicted class.
+        correct: bool [N].
+        coverage: above 0, at most 1.
+        weights: [..., N].
+    """
+    weights = np.ones(len(confidence)) if weights is None else weights
+    right = _sum_of_first(np.array([coverage]), -confidence, correct, weights)[..., 0]
+    return ratio(right, coverage * weights.sum(-1))
+
+
+def negative_log_likelihood(
+    probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean of -log of the probability [N, C] given to the truth, int [N]: best 0, [...].
+
+    Good, J. R. Stat. Soc. B 1952. Probabilities below `LEAST_PROBABILITY` count as that.
+    """
+    weights = np.ones(len(truth)) if weights is None else weights
+    given = np.maximum(probabilities[np.arange(len(truth)), truth], LEAST_PROBABILITY)
+    return ratio(weights @ -np.log(given), weights.sum(-1))
+
+
 def brier_score(
     probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
@@ -172,7 +229,7 @@ class Bootstrap(NamedTuple):
 
 def group_bootstrap(
     groups: Sequence[str] | np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
+    statistic: Statistic,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Bootstrap:
@@ -185,7 +242,7 @@ def group_bootstrap(
 
     Args:
         groups: of each of N cells.
-        statistic: weights, float [D, N] -> figures [D, K].
+        statistic: gives K figures.
         draws: number of draws.
         seed: of the draws.
     """
@@ -279,6 +336,19 @@ def compare_paired(
     return PairedComparison(by_accuracy, by_macro_f1, float((as_far.sum() + 1) / (FLIPS + 1)))
 
 
+def widened(figure: Estimate, group_count: int) -> Estimate:
+    """Return a rate with an interval that admits what was never seen, see `upper_bound_of_none`.
+
+    Args:
+        figure: a rate; of 0 the upper end moves, of 1 the lower, any other stays as it is.
+        group_count: of the cells that the rate is of.
+    """
+    bound = upper_bound_of_none(group_count)
+    if figure.value == 0:
+        return Estimate(0.0, 0.0, bound)
+    return Estimate(1.0, 1 - bound, 1.0) if figure.value == 1 else figure
+
+
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Return the mean over the last axis of what is not NaN, [...]."""
     defined = ~np.isnan(values)
@@ -289,6 +359,28 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide; NaN where the whole is 0."""
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
+
+
+def _sum_of_first(
+    shares: np.ndarray, order_by: np.ndarray, values: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return the weighted sum of `values` [N] over the first shares [S] of all weight [..., N]: [..., S].
+
+    The first are those of smallest `order_by` [N]; of equal ones, each counts by the same part.
+    """
+    order = np.argsort(order_by, kind="stable")
+    first_of_level = np.flatnonzero(np.diff(order_by[order], prepend=-np.inf))
+    passed, summed = (
+        np.cumsum(np.add.reduceat(one[..., order], first_of_level, axis=-1), axis=-1).reshape(
+            -1, len(first_of_level)
+        )
+        for one in (weights, weights * values)
+    )
+    sums = [
+        np.interp(shares * weight[-1], np.append(0, weight), np.append(0, total))
+        for weight, total in zip(passed, summed, strict=True)
+    ]
+    return np.array(sums).reshape(*weights.shape[:-1], len(shares))
 
 
 def _percentile_interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,6 +31,7 @@ RECORDED_LIBRARIES = (
     "numpy",
     "pillow",
     "scikit-learn",
+    "scipy",
 )
 
 

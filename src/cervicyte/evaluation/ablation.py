@@ -24,7 +24,6 @@ from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import cells_of, make_split, split_hash
 from cervicyte.errors import RecipeError, RunFolderError, UsageError
 from cervicyte.evaluation.cross_validation import (
-    Statistic,
     as_json,
     bootstrap_estimates,
     figures_of_cells,
@@ -32,6 +31,7 @@ from cervicyte.evaluation.cross_validation import (
 from cervicyte.evaluation.predictions import logits_of, predictions_table, softmax
 from cervicyte.evaluation.run import NOT_PATIENTS, RECIPE_NAME, labelled_images
 from cervicyte.evaluation.tables import read_predictions, write_table
+from cervicyte.metrics import Statistic
 from cervicyte.network.model_file import load_model_file
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
@@ -44,7 +44,7 @@ ABOUT_NAME = "about.json"  # of one training; written last
 TITLES = {
     "accuracy": "accuracy, %",
     "macro_f1": "macro F1, %",
-    "log_loss": "log loss",
+    "negative_log_likelihood": "negative log-likelihood",
     "abnormal_auc": "abnormal AUC",
 }
 
@@ -295,14 +295,15 @@ def figures_against(
 def _statistic(table: pd.DataFrame, class_names: Sequence[str]) -> Statistic:
     """Return the function from cell weights [D, N] to the figures of `TITLES`, [D, K]."""
     names, figures = figures_of_cells(table, class_names)
-    places = [names.index(name) for name in TITLES if name != "log_loss"]
+    places = [names.index(name) for name in TITLES if name != "negative_log_likelihood"]
     probabilities = table[[f"p_{name}" for name in class_names]].to_numpy(float)
     truth = table["true_class"].map({name: at for at, name in enumerate(class_names)}).to_numpy(int)
-    surprise = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], np.finfo(float).tiny))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        loss = metrics.ratio(weights @ surprise, weights.sum(-1))
-        return np.insert(figures(weights)[:, places], list(TITLES).index("log_loss"), loss, axis=1)
+        loss = metrics.negative_log_likelihood(probabilities, truth, weights)
+        return np.insert(
+            figures(weights)[:, places], list(TITLES).index("negative_log_likelihood"), loss, axis=1
+        )
 
     return statistic
 
@@ -338,13 +339,14 @@ Each variant changes one thing of the base and is judged on {content["cells"]:,}
 {outer["folds"]} (seed {outer["seed"]}), which stayed closed. Weights are those of the last epoch: nothing \
 was chosen on the judged cells.
 
-| variant | accuracy, % | less base | macro F1, % | less base | log loss | less base | abnormal AUC | less \
-base | p (accuracy) | minutes |
+| variant | accuracy, % | less base | macro F1, % | less base | negative log-likelihood \
+| less base | abnormal AUC | less base | p (accuracy) | minutes |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 
 In brackets: 95 % intervals from {content["intervals"]["draws"]:,} bootstrap draws of whole groups; of \
-differences, the same draws for both. A lower log loss is better. {" ".join(content["caveats"])}
+differences, the same draws for both. A lower negative log-likelihood is better. \
+{" ".join(content["caveats"])}
 
 Command: `{origin["command"] or "called from Python"}`; commit {origin["commit"]}; {origin["machine"]}; \
 written {origin["written"][:10]}.

@@ -4,7 +4,8 @@ Each fold is a run folder of its own, `seed_S/fold_K`, so that an interrupted cr
 where it stopped. The seed draws the folds and the training alike. Within a fold, the best epoch (or the
 probe's strength) is chosen on a validation part made by the same kind of unit as the test part. What the
 folds predicted is pooled, and every figure is computed from the pool, with intervals from a bootstrap
-over groups.
+over groups. Figures of calibrated probabilities and prediction sets are cross-fitted besides, see
+`cross_fitting`: each fold is calibrated by the others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ from cervicyte.datasets.splits import (
     write_split,
 )
 from cervicyte.errors import RunFolderError, UsageError
+from cervicyte.evaluation.calibration import CALIBRATION_NAME, fit_calibration
+from cervicyte.evaluation.cross_fitting import (
+    CrossFitted,
+    calibration_figures_of_cells,
+    cross_fitted,
+    widened_coverage,
+)
+from cervicyte.evaluation.cross_validation_page import cross_validation_page
 from cervicyte.evaluation.ledger import openings, record_opening, times_opened
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.report import write_evaluation
@@ -48,7 +57,7 @@ from cervicyte.evaluation.run import (
 )
 from cervicyte.evaluation.tables import PREDICTIONS_NAME, read_predictions, write_table
 from cervicyte.images.preprocessing import Preprocessing
-from cervicyte.metrics import Estimate
+from cervicyte.metrics import Estimate, Statistic
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import (
     RESEARCH_USE_ONLY,
@@ -56,19 +65,23 @@ from cervicyte.provenance import (
     sha256_of_file,
     sha256_of_json,
     write_json,
+    write_text,
     written_atomically,
 )
 from cervicyte.training.recipe import Recipe, read_recipe
 
 TABLE_NAME = "cross_validation.csv"
 SUMMARY_NAME = "cross_validation.json"
+PAGE_NAME = "cross_validation.md"
 POOLED_NAME = "predictions.csv"
+CALIBRATED_NAME = "calibrated_predictions.csv"
 FEATURES_NAME = "features.npz"
 PROBE_NAME = "probe.json"  # of a fold that was not trained but probed; written last
 SPECIFICITY = 0.95
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""Cell weights, float [D, N] -> figures [D, K]."""
+OTHER_NETWORK = (
+    "It was fitted on the folds' networks, each of which saw fewer cells than one trained on all of them: "
+    "that one is taken to be about as certain, and no cell is left to check it by."
+)
 
 
 def cross_validate(
@@ -92,8 +105,9 @@ def cross_validate(
 
     Args:
         data: folder or manifest of labelled cells.
-        out: takes `seed_S/fold_K/`, the pooled `predictions.csv`, `cross_validation.csv` and `.json`,
-            and, for the first seed, what an evaluation leaves.
+        out: takes `seed_S/fold_K/`, the pooled `predictions.csv`, the same calibrated by the other folds
+            in `calibrated_predictions.csv`, all figures in `cross_validation.csv`, `.json` and `.md`, what
+            a model takes along in `calibration.json`, and, for the first seed, what an evaluation leaves.
         recipe_file, overrides: the recipe and changes to it; the seed in it gives way to `seeds`.
         folds: number of folds.
         seeds: of the folds and of the training; each tests every cell once more.
@@ -161,7 +175,7 @@ def cross_validate(
     # As parts, the folds show which groups stand on both sides.
     as_parts = first.assign(part=first["fold"])
     as_parts.attrs["allow_leak"] = allow_leak
-    context = {
+    context: dict[str, Any] = {
         "title": f"{dataset.known or dataset.root.name}: {folds}-fold cross-validation by {by}",
         "data": dataset.root.name,
         "layout": dataset.layout,
@@ -181,7 +195,12 @@ def cross_validate(
         context={**context, "seeds": seeds[:1]},
         image_of=picture_reader(dataset.cells),
     )
-    figures = pooled_figures(pooled, dataset.classes)
+    calibrated = cross_fitted(pooled, dataset.classes, allow_leak)
+    write_table(calibrated.table, out / CALIBRATED_NAME)
+    write_json(out / CALIBRATION_NAME, _calibration_of_all(pooled, dataset.classes, out, context))
+    figures = pooled_figures(pooled, dataset.classes) | calibration_figures(
+        pooled, calibrated, dataset.classes
+    )
     write_table(_figures_table(figures), out / TABLE_NAME)
     summary = {
         "notice": RESEARCH_USE_ONLY,
@@ -189,6 +208,10 @@ def cross_validate(
         "groups": int(first["group"].nunique()),
         "class_names": list(dataset.classes),
         "figures": figures,
+        "calibrations": [
+            {"seed": seed, "fold": fold, **calibration.to_json()}
+            for (seed, fold), calibration in calibrated.calibrations.items()
+        ],
         "fold_accuracy": [
             {"seed": seed, "fold": fold, "cells": len(rows), "accuracy": _share_correct(rows)}
             for (seed, fold) in splits
@@ -196,14 +219,16 @@ def cross_validate(
         ],
         "intervals": {
             "level": metrics.LEVEL,
-            "method": "percentile bootstrap of whole groups, of predictions pooled over folds and seeds",
+            "method": "percentile bootstrap of whole groups, of predictions pooled over folds and seeds; "
+            "calibrations stay as fitted",
             "draws": metrics.DRAWS,
             "seed": 0,
         },
-        "context": context,
+        "context": {**context, "caveats": [*context["caveats"], *calibrated.caveats]},
         "recipe": None if frozen else recipes[seeds[0]].model_dump(mode="json"),
         "provenance": provenance(command),
     }
+    write_text(out / PAGE_NAME, cross_validation_page(summary))
     write_json(out / SUMMARY_NAME, summary)
     return summary
 
@@ -222,7 +247,25 @@ def pooled_figures(pooled: pd.DataFrame, class_names: Sequence[str]) -> dict[str
     The spread is the standard deviation over seeds, None for a single seed.
     """
     statistic = figures_of_cells(pooled, class_names)[1]
-    estimates = figure_estimates(pooled, class_names)
+    return _over_seeds(pooled, figure_estimates(pooled, class_names), statistic)
+
+
+def calibration_figures(
+    pooled: pd.DataFrame, fitted: CrossFitted, class_names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return each figure of `calibration_figures_of_cells` as `pooled_figures` does.
+
+    Where every cell was covered, the lower end is that of `metrics.widened`.
+    """
+    names, statistic = calibration_figures_of_cells(pooled, fitted, class_names)
+    estimates = dict(zip(names, bootstrap_estimates(pooled["group"], statistic), strict=True))
+    return _over_seeds(pooled, widened_coverage(estimates, pooled, class_names), statistic)
+
+
+def _over_seeds(
+    pooled: pd.DataFrame, estimates: Mapping[str, Estimate], statistic: Statistic
+) -> dict[str, dict[str, Any]]:
+    """Put beside each figure its value for each seed, and their spread."""
     seeds = sorted(set(pooled["seed"]))
     of_seed = np.concatenate([statistic((pooled["seed"] == seed).to_numpy(float)[None]) for seed in seeds])
     spread = of_seed.std(0, ddof=1) if len(seeds) > 1 else np.full(len(estimates), np.nan)
@@ -239,14 +282,14 @@ def pooled_figures(pooled: pd.DataFrame, class_names: Sequence[str]) -> dict[str
 def figure_estimates(table: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Estimate]:
     """Return each figure with its interval from a bootstrap over groups.
 
-    Where no abnormal cell was called normal, the upper end is that of `metrics.upper_bound_of_none`.
+    Where no abnormal cell was called normal, the upper end is that of `metrics.widened`.
     """
     names, statistic = figures_of_cells(table, class_names)
     figures = dict(zip(names, bootstrap_estimates(table["group"], statistic), strict=True))
-    if figures["abnormal_called_normal"].value == 0:
-        abnormal = table["true_class"].map(grouping_of(class_names)) == "abnormal"
-        bound = metrics.upper_bound_of_none(table.loc[abnormal, "group"].nunique())
-        figures["abnormal_called_normal"] = Estimate(0.0, 0.0, bound)
+    abnormal = table["true_class"].map(grouping_of(class_names)) == "abnormal"
+    figures["abnormal_called_normal"] = metrics.widened(
+        figures["abnormal_called_normal"], table.loc[abnormal, "group"].nunique()
+    )
     return figures
 
 
@@ -325,6 +368,30 @@ def as_json(figure: Estimate) -> dict[str, float | None]:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def _calibration_of_all(
+    pooled: pd.DataFrame, class_names: Sequence[str], out: Path, context: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of `calibration.json`: what a network trained on all cells takes along.
+
+    It is fitted on the predictions of all folds and all seeds. A group counts once however many seeds
+    there are, so that more seeds make it steadier and promise no more.
+    """
+    calibration = fit_calibration(pooled, class_names)
+    stated = ("data", "layout", "by", "folds", "seeds", "model")
+    return {
+        "notice": RESEARCH_USE_ONLY,
+        "calibration": calibration.to_json(),
+        "fitted_on": {
+            **{key: context[key] for key in stated},
+            "predictions": "of all folds and seeds, each for cells that its network had not seen",
+            "predictions_sha256": sha256_of_file(out / POOLED_NAME),
+        },
+        "leak": context["leak"],
+        "caveats": [*context["caveats"], OTHER_NETWORK, *calibration.notes],
+        "provenance": provenance(context["command"]),
+    }
 
 
 def _share_correct(rows: pd.DataFrame) -> float:

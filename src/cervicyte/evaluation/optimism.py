@@ -19,7 +19,6 @@ from cervicyte.datasets.splits import By, read_split
 from cervicyte.evaluation.cross_validation import (
     FEATURES_NAME,
     POOLED_NAME,
-    Statistic,
     as_json,
     bootstrap_estimates,
     cross_validate,
@@ -27,21 +26,16 @@ from cervicyte.evaluation.cross_validation import (
     figures_of_cells,
     fold_folder,
 )
+from cervicyte.evaluation.cross_validation_page import number_text, title_of_figure
 from cervicyte.evaluation.run import NOT_PATIENTS, SPLIT_NAME
 from cervicyte.evaluation.tables import FIRST_COLUMNS, UNDEFINED, write_table
+from cervicyte.metrics import Statistic
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 
 HONEST: By = "group"
 FLATTERING: tuple[By, ...] = ("cell", "field")
 SPLITS: tuple[By, ...] = (*FLATTERING, HONEST)
-TITLES = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "abnormal_auc": "Abnormal against the rest, AUC",
-    "abnormal_sensitivity_at_95_specificity": "Abnormal, sensitivity at 95 % specificity",
-    "abnormal_called_normal": "Abnormal called normal",
-}
 SEEN, UNSEEN = "a cell of the same group in training", "no cell of the same group in training"
 
 
@@ -214,7 +208,7 @@ def optimism_page(content: Mapping[str, Any]) -> str:
     """Return the tables as Markdown, with the command, the seeds and the commit."""
     differences = [f"{by} - {HONEST}" for by in FLATTERING]
     figures = [
-        f"| {TITLES.get(name, name[0].upper() + name[1:])} | "
+        f"| {title_of_figure(name)} | "
         + " | ".join(_text(columns[by], name) for by in SPLITS)
         + " | "
         + " | ".join(_text(columns[one], name, signed=True) for one in differences)
@@ -265,11 +259,5 @@ def _text(figure: Mapping[str, float | None], name: str = "", signed: bool = Fal
     value, low, high = (figure[end] for end in ("value", "low", "high"))
     if value is None:
         return UNDEFINED
-    factor, form = (1, ".4f") if name == "abnormal_auc" else (100, ".1f")
-
-    def written(one: float | None) -> str:
-        if one is None:
-            return UNDEFINED
-        return format(one * factor, ("+" if signed else "") + form).replace("-", "\N{MINUS SIGN}")
-
-    return f"{written(value)} [{written(low)}, {written(high)}]"
+    ends = [number_text(end, name, signed) for end in (low, high)]
+    return f"{number_text(value, name, signed)} [{', '.join(ends)}]"

@@ -78,7 +78,7 @@ def evaluate_predictions(
     Raises:
         UsageError: the table is empty, lacks a column, or names a class that is not in `class_names`.
     """
-    truth, predicted, probabilities = _arrays(predictions, class_names)
+    truth, predicted, probabilities = arrays_of(predictions, class_names)
     confidence = predictions["confidence"].to_numpy(float)
     count = len(class_names)
     grouping = grouping_of(class_names)
@@ -217,10 +217,14 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def _arrays(
+def arrays_of(
     predictions: pd.DataFrame, class_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return truth [N], predicted [N] as class indices, and probabilities [N, C]; refuse what is amiss."""
+    """Return truth, int [N], and predictions, int [N], as class indices, and probabilities [N, C].
+
+    Raises:
+        UsageError: see `evaluate_predictions`.
+    """
     scores = [f"p_{name}" for name in class_names]
     missing = [column for column in (*FIRST_COLUMNS, *scores) if column not in predictions]
     if missing:
@@ -266,11 +270,8 @@ def _roll_up(
         one: {other: int(((true == one) & (called == other)).sum()) for other in (*GROUPINGS, "unknown")}
         for one in GROUPINGS
     }
-    widened = dict(rates)
-    for (one, other), rate in rates.items():
-        bound = metrics.upper_bound_of_none(len(np.unique(groups[true == one])))
-        if rate.value == 0:
-            widened[one, other] = Estimate(0.0, 0.0, bound)
-        elif rate.value == 1:
-            widened[one, other] = Estimate(1.0, 1 - bound, 1.0)
+    widened = {
+        (one, other): metrics.widened(rate, len(np.unique(groups[true == one])))
+        for (one, other), rate in rates.items()
+    }
     return RollUp(counts, widened)

@@ -118,8 +118,7 @@ class Framing(v2.Transform):
         window = max(1, round(size / factor))
         before, pixels = abs(window - size) // 2, _pixels(inpt)
         if window > size:
-            after = window - size - before
-            pixels = cv2.copyMakeBorder(pixels, before, after, before, after, cv2.BORDER_REFLECT)
+            pixels = _mirrored(pixels, before, window - size - before, cv2.BORDER_REFLECT)
         else:
             pixels = pixels[before : before + window, before : before + window]
         how = cv2.INTER_AREA if window > size else cv2.INTER_LINEAR
@@ -194,8 +193,7 @@ class Magnification(v2.Transform):
         window = round(size / factor)
         margin = max(0, math.ceil((window - size) / 2))
         if margin:  # OpenCV mirrors as often as needed, torchvision only once
-            edges = [margin] * 4
-            inpt = _image(cv2.copyMakeBorder(_pixels(inpt), *edges, cv2.BORDER_REFLECT_101))
+            inpt = _image(_mirrored(_pixels(inpt), margin, margin, cv2.BORDER_REFLECT_101))
         room = max(0, inpt.shape[-1] - window)
         top, left = torch.randint(0, room + 1, (2,)).tolist()
         return functional.resized_crop(
@@ -226,7 +224,9 @@ class JPEG(v2.Transform):
         """Map uint8 [3, H, W] to uint8 [3, H, W]."""
         quality = int(torch.randint(self.low, self.high + 1, (1,)))
         _, encoded = cv2.imencode(".jpg", _pixels(inpt), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return _image(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # it was encoded a moment ago
+        return _image(decoded)
 
 
 def build_augmentation(settings: Augmentation) -> v2.Transform:
@@ -271,6 +271,11 @@ def _through_tables(image: Tensor, levels: Tensor) -> Tensor:
     """Map each channel's grey levels, uint8 [3, H, W], to the new ones in `levels`, float [3, 256]."""
     tables = levels.round().clamp(0, 255).to(torch.uint8)
     return torch.stack([table[channel.int()] for table, channel in zip(tables, image, strict=True)])
+
+
+def _mirrored(pixels: np.ndarray, before: int, after: int, border: int) -> np.ndarray:
+    """Widen [H, W, 3] by mirrored surroundings, `before` and `after` pixels in each direction."""
+    return cv2.copyMakeBorder(pixels, before, after, before, after, border)
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""Write docs/benchmarks.md from the files in benchmarks/results/, so that no figure is typed by hand.
+
+python benchmarks/benchmarks_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
+
+PROJECT = Path(__file__).resolve().parents[1]
+RESULTS = PROJECT / "benchmarks" / "results"
+COMMAND = "python benchmarks/benchmarks_page.py"
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def origin(content: dict[str, Any]) -> str:
+    """Return where a file's figures come from: command, machine, commit and day."""
+    provenance = content["provenance"]
+    return (
+        f"`{provenance['command']}` on {provenance['machine']}, commit `{provenance['commit']}`, "
+        f"{provenance['written'][:10]}."
+    )
+
+
+def times(first: dict[str, Any], last: dict[str, Any], key: str) -> str:
+    return f"{last[key] / first[key]:.1f} times"
+
+
+def inspection_lines(inspection: dict[str, Any], closer: dict[str, Any]) -> list[str]:
+    bounds = closer["bounds"]
+    with_network = closer["with_label_errors_and_shortcuts"]
+    more = with_network["wall_s"] - closer["wall_s"]
+    rows = [
+        (f"{closer['cells']:,} cells of SIPaKMeD", closer, f"{bounds['cells_of_data_s']} s"),
+        ("the same beside other work", inspection, f"{bounds['cells_of_data_s']} s"),
+        ("the same, with label errors and shortcuts", with_network, ""),
+        *((f"{one['cells']:,} cells made of them", one, "") for one in inspection["augmented"]),
+    ]
+    goal_of = {
+        100_000: f"{bounds['100000_cells_s']:,} s, {bounds['100000_cells_peak_memory_mib']:,} MiB",
+    }
+    lines = [
+        "## Inspection",
+        "",
+        "| data | wall time | processor time | peak memory | load when it began | goal |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for title, figures, goal in rows:
+        lines.append(
+            f"| {title} | {figures['wall_s']:,.0f} s | {figures['processor_s']:,.0f} s | "
+            f"{figures['peak_memory_mib']:,} MiB | {figures['load_average_1_min'][0]:.1f} | "
+            f"{goal or goal_of.get(figures['cells'], '') if figures is not with_network else ''} |"
+        )
+    lines += [
+        "",
+        f"Label errors and shortcuts, which use a network, add {more:,.0f} s on both cores; the goal is "
+        f"{bounds['closer_look_s']} s. A load above the number of cores is other work on the same machine, "
+        "which lengthens wall time.",
+        "",
+    ]
+    made = inspection["augmented"]
+    if len(made) > 1:
+        first, last = made[0], made[-1]
+        lines += [
+            f"From {first['cells']:,} to {last['cells']:,} cells, {times(first, last, 'cells')} as many, "
+            f"processor time grows {times(first, last, 'processor_s')} and peak memory "
+            f"{times(first, last, 'peak_memory_mib')}.",
+            "",
+        ]
+    how = inspection["how_augmented"]
+    return [
+        *lines,
+        f"How they were made: {how[how.index('Copy k') :]}",
+        "",
+        origin(inspection),
+        "",
+        origin(closer),
+        "",
+    ]
+
+
+def explanation_lines(content: dict[str, Any]) -> list[str]:
+    goals = content["goals"]
+    lines = [
+        "## Explanation",
+        "",
+        f"{content['method']} at {content['layer']}, all {content['classes']} classes, "
+        f"{content['size_pixels']} pixels, {content['precision']}, {content['threads']} thread, median of "
+        f"{content['rounds']} rounds [fastest, slowest]. A forward pass is of the same network, "
+        "engine, precision and batch.",
+        "",
+        "| images at once | in forward passes | pytorch-grad-cam, in forward passes | times as fast |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    keys = (
+        "cervicyte_in_forward_passes",
+        "pytorch_grad_cam_in_forward_passes",
+        "times_as_fast_as_pytorch_grad_cam",
+    )
+    for batch in content["batches"]:
+        figures = (batch[key] for key in keys)
+        lines.append(
+            f"| {batch['images']} | "
+            + " | ".join(f"{one['median']:.2f} [{one['min']:.2f}, {one['max']:.2f}]" for one in figures)
+            + " |"
+        )
+    lines += [
+        "",
+        f"Goals: at most {goals['cervicyte_in_forward_passes']} forward passes, at least "
+        f"{goals['times_as_fast_as_pytorch_grad_cam']:.0f} times as fast.",
+        "",
+        origin(content),
+        "",
+    ]
+    return lines
+
+
+def training_lines(content: dict[str, Any]) -> list[str]:
+    return [
+        "## Training",
+        "",
+        f"The training loop, with reading and augmentation, reaches {content['share']:.1%} of the images a "
+        f"second of one batch that lies in memory: {content['device']}, {content['image_size']} pixels, "
+        f"batches of {content['batch_size']}, {content['threads']} threads.",
+        "",
+        origin(content),
+        "",
+    ]
+
+
+def page() -> str:
+    """Return the whole page as Markdown."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"**{RESEARCH_USE_ONLY}**",
+        "",
+        f"Written by `{COMMAND}` from the files in `benchmarks/results/`, which `make benchmark` writes; no "
+        "figure here was typed. Times depend on the machine; ratios within one run less so.",
+        "",
+        *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
+        *explanation_lines(read("explanation_speed")),
+        *training_lines(read("training_speed")),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write_text(PROJECT / "docs" / "benchmarks.md", page())
