@@ -89,7 +89,8 @@ def test_what_is_drawn_depends_on_seed_and_step_alone(batch):
     assert torch.equal(again[0], mixed)
     assert torch.equal(again[1], shares)
     assert not torch.equal(BatchMixing(recipe, 6)(images, targets, 6)[1], shares)
-    assert not torch.equal(BatchMixing(recipe.model_copy(update={"seed": 1}), 6)(images, targets, 5)[1], shares)
+    other_seed = recipe.model_copy(update={"seed": 1})
+    assert not torch.equal(BatchMixing(other_seed, 6)(images, targets, 5)[1], shares)
 
 
 def test_the_dominant_class_is_the_one_of_which_an_image_shows_most():

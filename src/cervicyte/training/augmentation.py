@@ -15,11 +15,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from cervicyte.images.corruptions import STAINS
 from cervicyte.training.recipe import Augmentation
 
-# Optical densities of haematoxylin, eosin and DAB in RGB (Ruifrok & Johnston, Anal. Quant. Cytol.
-# Histol. 2001). Papanicolaou's stains differ; as axes along which to vary colour they serve.
-STAIN_DENSITIES = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+# Haematoxylin, eosin and DAB. Papanicolaou's stains differ; as axes along which to vary colour they serve.
+STAIN_DENSITIES = torch.tensor(STAINS, dtype=torch.float32)
 STAIN_UNMIXING = torch.linalg.inv(STAIN_DENSITIES)
 
 
