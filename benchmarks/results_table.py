@@ -136,7 +136,7 @@ def audit_lines(results: Path) -> list[str]:
         "[CSV](audit/explanation_audit.csv); [what the measures mean](../explanation_audit.md).",
         "",
         "Score: insertion minus deletion, higher is better. Centre, darkness and random are the controls, "
-        "which know nothing of what the network has learnt.",
+        f"which know nothing of what the network has learnt. Random: {audit['definitions']['random']}.",
         "",
         "| map | score | ROAD | beats all three controls on |",
         "| --- | --- | --- | --- |",

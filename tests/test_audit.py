@@ -19,7 +19,7 @@ from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import RunFolderError, SplitError, UsageError
 from cervicyte.evaluation.run import seen_of
-from cervicyte.explanation import audit_cells, audit_figures
+from cervicyte.explanation import audit_cells, audit_figures, cam
 from cervicyte.explanation.audit import audit_model, stratified
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
@@ -28,10 +28,14 @@ from cervicyte.explanation.audit_cells import (
     Auditor,
     AuditSettings,
     changed,
+    controls_of,
+    stages_of,
 )
 from cervicyte.explanation.audit_page import reading, title_of_map
 from cervicyte.explanation.audit_records import RECORDS_NAME, read_records
+from cervicyte.explanation.controls import network_input, random_twin
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.images.reader import read_image
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
@@ -168,6 +172,12 @@ def test_an_audit_is_neither_overwritten_nor_mixed_with_another(finished, data, 
         audit_model(model_path, data, out, settings=AuditSettings(cells=5), resume=True)
     with pytest.raises(UsageError, match="give one of them"):
         audit_model(model_path, data, out, settings=SETTINGS, resume=True, force=True)
+    path = out / RECORDS_NAME
+    text = path.read_text()
+    path.write_text(text.replace('"records_format": 2', '"records_format": 1', 1))
+    with pytest.raises(RunFolderError, match=r"another version of Cervicyte.*--force"):
+        audit_model(model_path, data, out, settings=SETTINGS, resume=True)
+    path.write_text(text)
     (damaged := out / "damaged.jsonl").write_text("no records\n")
     with pytest.raises(RunFolderError, match="damaged"):
         read_records(damaged)
@@ -190,17 +200,50 @@ def test_an_unknown_layer_or_method_is_refused_before_anything_is_written(data, 
 def test_every_map_is_held_against_its_controls(finished):
     figures = finished[1]
     assert figures["explanations"] == ["grad-cam++@cbam3", "hirescam@cbam3"]
-    assert figures["controls"] == ["centre", "darkness", "random@cbam3"]
+    assert figures["controls"] == [
+        "centre", "darkness", "random grad-cam++@cbam3", "random hirescam@cbam3",
+    ]  # fmt: skip
     for name in figures["explanations"]:
         assert set(figures["against_controls"]["all"][name]) == {"centre", "darkness", "random"}
     maps = figures["maps"]["all"]
     for name in figures["explanations"]:
-        difference = figures["against_controls"]["all"][name]["centre"]["score"]["value"]
-        gain = maps[name]["score"]["value"] - maps["centre"]["score"]["value"]
-        assert difference == pytest.approx(gain, abs=1e-5)
+        for kind, control in (("centre", "centre"), ("random", f"random {name}")):
+            difference = figures["against_controls"]["all"][name][kind]["score"]["value"]
+            gain = maps[name]["score"]["value"] - maps[control]["score"]["value"]
+            assert difference == pytest.approx(gain, abs=1e-5)
     assert maps["centre"]["like_centre"]["value"] == pytest.approx(1)
     assert maps["darkness"]["like_darkness"]["value"] == pytest.approx(1)
     assert figures["outlines"]["sources"] == {"file": 6}
+
+
+def test_the_random_control_of_a_map_is_the_same_methods_at_the_same_layer(data, model_path):
+    model = load_model_file(model_path)
+    cells = list(read_dataset(data).cells)
+    settings = replace(SETTINGS, methods=tuple(cam.METHODS), layers=("cbam3", "cbam4"))
+    auditor = Auditor(model, settings, cells, [cell.label for cell in cells])
+    preprocessed = model.preprocessing(read_image(cells[0].path))
+    maps = auditor.maps(preprocessed, 1)
+    assert list(maps) == [*settings.explanations, *settings.controls]
+    batch = network_input(model, preprocessed[np.newaxis])
+    for name in settings.explanations:
+        centre, darkness, random = controls_of(name)
+        assert (centre, darkness) == ("centre", "darkness")
+        method, layer = name.split("@")
+        expected = cam.explain(random_twin(model.network), batch, method, [layer], 1)[layer][0, 0].numpy()
+        np.testing.assert_allclose(maps[random], expected, rtol=1e-4, atol=1e-5 * max(1e-9, expected.max()))
+
+
+def test_an_empty_map_beats_nothing_however_its_pixels_were_drawn():
+    settings = AuditSettings(methods=("hirescam",), layers=("cbam4",), percentiles=(50,))
+    measured = {"road_most": [0.0], "road_least": [0.0], "like_darkness": 0.1}
+    weak = {**measured, "deletion": 0.5, "insertion": 0.5, "like_centre": 0.1}
+    strong = {**measured, "deletion": 0.1, "insertion": 0.9, "like_centre": 0.1}
+    records = [
+        {"maps": {**dict.fromkeys(settings.controls, weak), "hirescam@cbam4": own}}
+        for own in (strong, strong | {"like_centre": None}, weak)
+    ]
+    found = audit_figures.values_of(records, settings)["hirescam@cbam4"]
+    assert found["beats_controls"].tolist() == [1, 0, 0]
 
 
 def test_differences_are_paired_and_intervals_are_over_groups():
@@ -226,7 +269,62 @@ def test_weights_are_drawn_anew_stage_by_stage_and_changes_are_undone(finished):
     assert list(figures["randomisation"]) == [*stages, ANOTHER_CELL]
     assert set(figures["stability"]) == set(STABLE_UNDER)
     # The classifier decides HiResCAM's map at a late layer: new weights, another map.
-    assert figures["randomisation"]["fc"]["hirescam@cbam3"]["rank"]["value"] < 0.9
+    found = figures["randomisation"]["fc"]["hirescam@cbam3"]
+    assert found["rank"]["cells"] == 0 or found["rank"]["value"] < 0.9
+
+
+def test_a_pair_with_an_empty_map_is_counted_and_left_out_of_the_likeness():
+    rng = np.random.default_rng(0)
+    before, after = rng.random((2, 4, 5, 5), np.float32)
+    before[1] = after[1] = after[2] = 0
+    found = audit_cells._likeness(before, after, 40)
+    assert found["empty_before"] == [False, True, False, False]
+    assert found["empty_after"] == [False, True, True, False]
+    for measure in ("ssim", "rank"):
+        assert np.isnan(found[measure]).tolist() == [False, True, True, False]
+    same = audit_cells._likeness(before[:1], 7 * before[:1], 40)
+    assert same["ssim"] == pytest.approx([1])
+    assert same["rank"] == pytest.approx([1])
+
+
+def test_the_share_of_empty_maps_stands_beside_the_likeness_of_those_that_are_not(
+    finished, data, model_path, tmp_path, monkeypatch
+):
+    explanations = Auditor.explanations
+
+    def mostly_empty(self, network, inputs, classes, methods):
+        found = explanations(self, network, inputs, classes, methods)
+        if network is not self.model.network and len(inputs) == 3:
+            for maps in found.values():
+                maps[1:] = 0
+        return found
+
+    monkeypatch.setattr(Auditor, "explanations", mostly_empty)
+    settings = replace(SETTINGS, cells=3, sanity_cells=3, stability_cells=0)
+    figures = audit_model(model_path, data, tmp_path, settings=settings, with_pictures=False)
+    for stage, _ in RANDOMISED_STAGES:
+        for measures in figures["randomisation"][stage].values():
+            assert measures["empty_after"]["value"] >= 2 / 3 - 1e-6
+            assert measures["ssim"]["cells"] <= 1
+    page = (tmp_path / "explanation_audit.html").read_text()
+    assert "of 3 pairs" in page
+    assert "Share of maps that are empty" in page
+    table = pd.read_csv(tmp_path / "explanation_audit.csv")
+    assert {"ssim at fc", "empty_before at fc", "empty_after at fc"} <= set(table["measure"])
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("stage", ["fc", "cbam4", "layer4", "cbam3", "layer3", "layer2", "layer1", "conv1"]),
+        ("none", ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]),
+    ],
+)
+def test_a_stage_that_a_network_does_not_have_is_not_in_the_table(placement, expected):
+    stages = stages_of(CBAMResNet50(3, placement))
+    assert [stage for stage, _ in stages] == expected
+    names = [name for _, names in stages for name in names]
+    assert set(names) <= {name for name, _ in CBAMResNet50(3, placement).named_children()}
 
 
 def test_a_change_moved_back_shows_the_same_place():
@@ -290,7 +388,7 @@ def test_the_reading_follows_the_figures(finished):
 
 def test_maps_have_the_names_that_people_know():
     assert title_of_map("grad-cam++@cbam4") == "Grad-CAM++ at cbam4"
-    assert title_of_map("random@layer4") == "random weights at layer4"
+    assert title_of_map("random grad-cam@layer4") == "random weights, Grad-CAM at layer4"
     assert title_of_map("centre") == "centre blob"
 
 

@@ -127,6 +127,14 @@ def test_threads_are_answered_as_one_after_another_would_be(classifier, images):
 def test_what_is_not_there_is_named(classifier, images, model_path, tmp_path):
     with pytest.raises(UsageError, match=r"no class 'Endocervical'; choose from Parabasal, Koilocytotic"):
         classifier.explain(images[0], ["Endocervical"])
+    preprocessed = classifier.model.preprocessing(images[0])
+    for wrong, said in (
+        (("Endocervical",), "no class 'Endocervical'"),
+        (("Parabasal", "cbam9"), "no layer 'cbam9'"),
+        (("Parabasal", "layer4", "guess"), "no explanation method 'guess'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            classifier.judge(preprocessed, *wrong)
     with pytest.raises(UsageError, match="no device 'abacus' here"):
         Classifier.from_file(model_path, device="abacus")
     with pytest.raises(ModelFileError, match=r"none\.pth: no such model file"):

@@ -17,6 +17,7 @@ from PIL import Image
 from cervicyte import __version__
 from cervicyte.dashboard import page, server
 from cervicyte.errors import OversizedImage, UsageError
+from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.inference.classifier import Classifier, Prediction
 from cervicyte.network.model_file import ModelFile, save_model
@@ -182,14 +183,22 @@ def test_an_unreadable_file_is_answered_with_its_sentence_and_deleted(classifier
 
 def test_the_verdict_says_what_was_measured_of_the_map_that_is_shown(classifier, cell_file):
     cell = page.read_cell(classifier, cell_file)
-    name = CLASSES[2]
-    found = classifier.judge(cell.preprocessed, name)
-    text = page.verdict_html(name, found)
-    assert html.escape(found.sentence) in text
-    assert f"{found.forward_passes} passes" in text
-    assert html.escape(name) in text
-    assert name not in text
-    assert ("verdict beats" in text) is found.beats_controls
+    for name in CLASSES:
+        found = classifier.judge(cell.preprocessed, name)
+        text = page.verdict_html(name, found)
+        assert html.escape(found.sentence) in text
+        assert f"{found.forward_passes} pass" in text
+        assert f"({html.escape(name)})" in text
+        assert "Odd" not in name or name not in text
+        assert ("verdict beats" in text) is found.beats_controls
+
+
+def test_a_class_without_probability_is_not_called_tested():
+    text = page.verdict_html("Parabasal", Verdict(float("nan"), {}, 1, 0.004))
+    assert "Map not tested" in text
+    assert "verdict untested" in text
+    assert "0.4 %" in text
+    assert "from 1 pass through the network" in text
 
 
 def test_after_everything_that_shows_a_map_the_verdict_follows(classifier):

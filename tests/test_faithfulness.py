@@ -6,33 +6,54 @@ import numpy as np
 import pytest
 import scipy.sparse
 import scipy.sparse.linalg
+import scipy.special
 import scipy.stats
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cervicyte.explanation import faithfulness
+from cervicyte.explanation import cam, faithfulness
+from cervicyte.explanation.controls import network_input
 from cervicyte.explanation.faithfulness import (
     area,
     deletion_and_insertion,
     enlarged,
     imputed,
     localisation,
+    marked,
     mean_colour,
+    of_target,
+    probabilities_of,
     rank_correlation,
     ranks,
     replaced,
     road,
 )
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.network.model_file import ModelFile
+from cervicyte.network.resnet import CBAMResNet50
 
 SIDE = 40
 REASON = (slice(6, 16), slice(20, 32))
 
 
-def texture_of_the_region(images, classes):
-    """A score that depends on the contrast inside one region and on nothing else, 0 to 1."""
+def texture_of_the_region(images):
+    """The probability of the first of two classes is the contrast inside one region and nothing else."""
     patches = images[:, REASON[0], REASON[1]].astype(float) / 255
-    return 1 - np.exp(-20 * patches.var((1, 2)).mean(-1))
+    probability = 1 - np.exp(-20 * patches.var((1, 2)).mean(-1))
+    return np.stack([probability, 1 - probability], axis=1)
+
+
+class Counted:
+    """A score that counts the images it is asked for."""
+
+    def __init__(self, score):
+        self.score, self.images = score, 0
+
+    def __call__(self, images):
+        self.images += len(images)
+        return self.score(images)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +92,7 @@ def test_pixels_of_equal_value_are_not_ranked_from_the_top_left():
 def test_replacing_takes_the_most_important_pixels_first():
     image, black = np.full((2, 2, 3), 200, np.uint8), np.zeros((2, 2, 3), np.uint8)
     places = np.array([[3, 0], [1, 2]])
-    found = replaced(image, black, places, [0, 0.25, 0.5, 1])
+    found = replaced(image, black, marked(places, [0, 0.25, 0.5, 1]))
     assert [one[..., 0].tolist() for one in found] == [
         [[200, 200], [200, 200]],
         [[200, 0], [200, 200]],
@@ -90,14 +111,14 @@ def test_areas_on_four_pixels_are_those_worked_by_hand(monkeypatch):
     first = np.array([[4.0, 3.0], [2.0, 1.0]])
     last = np.array([[1.0, 2.0], [3.0, 4.0]])
 
-    def score(images, classes):
-        return images[:, 0, 0, 0] / 200
+    def score(images):
+        return images[:, :1, 0, 0] / 200
 
-    found = deletion_and_insertion(score, image, 0, [first, last], steps=4)
+    found = deletion_and_insertion(score, image, [first, last], [0, 0], steps=4)
     # Deletion: 1, 1/2, 1/2, 1/2, 1/2 and 1, 1, 1, 1, 1/2. Insertion: 0, 1, 1, 1, 1 and 0, 0, 0, 0, 1.
     np.testing.assert_allclose(found.deletion, [0.5625, 0.9375])
     np.testing.assert_allclose(found.insertion, [0.875, 0.125])
-    assert found.whole == 1
+    # Half of the pixels of one map are the other half of the other's: no two pictures are the same.
     assert found.scored == 3 + 2 * 2 * 3
 
 
@@ -108,7 +129,7 @@ def test_the_area_of_a_straight_line_is_its_middle():
 
 def test_the_true_reason_has_the_best_areas_and_random_maps_are_worse(image):
     maps = [reason_map(), *random_maps(12), 1 - reason_map()]
-    found = deletion_and_insertion(texture_of_the_region, image, 0, maps, steps=8)
+    found = deletion_and_insertion(texture_of_the_region, image, maps, [0] * len(maps), steps=8)
     score = found.insertion - found.deletion
     assert score.argmax() == 0
     assert score.argmin() == len(maps) - 1
@@ -118,15 +139,76 @@ def test_the_true_reason_has_the_best_areas_and_random_maps_are_worse(image):
 
 def test_the_areas_do_not_depend_on_a_maps_scale(image):
     values = random_maps(1)[0]
-    found = deletion_and_insertion(texture_of_the_region, image, 0, [values, 1000 * values + 7], steps=5)
+    alike = [values, 1000 * values + 7]
+    found = deletion_and_insertion(texture_of_the_region, image, alike, [0, 0], steps=5)
     assert found.deletion[0] == found.deletion[1]
     assert found.insertion[0] == found.insertion[1]
+
+
+def test_what_maps_share_is_scored_once_and_each_has_what_it_has_alone(image):
+    one, other = random_maps(2)
+    maps, targets = [one, other, 2 * one, one], [0, 0, 0, 1]
+    for measure in (
+        lambda score, *asked: deletion_and_insertion(score, *asked, steps=5)[:2],
+        lambda score, *asked: road(score, *asked, percentiles=(30, 60)),
+    ):
+        together, two = Counted(texture_of_the_region), Counted(texture_of_the_region)
+        found = measure(together, image, maps, targets)
+        measure(two, image, maps[:2], targets[:2])
+        assert together.images == two.images
+        for place, (values, target) in enumerate(zip(maps, targets, strict=True)):
+            alone = measure(texture_of_the_region, image, [values], [target])
+            for kind, expected in zip(found, alone, strict=True):
+                np.testing.assert_array_equal(kind[place], expected[0])
+
+
+def test_an_unchanged_image_whose_score_is_known_is_not_scored_again(image):
+    asked = image, random_maps(2), [0, 1]
+    plain, spared = Counted(texture_of_the_region), Counted(texture_of_the_region)
+    expected = deletion_and_insertion(plain, *asked, steps=4)
+    whole = texture_of_the_region(image[None])[0]
+    found = deletion_and_insertion(spared, *asked, steps=4, whole=whole)
+    np.testing.assert_array_equal(found[:2], expected[:2])
+    assert spared.images == found.scored == expected.scored - 1 == plain.images - 1
 
 
 def test_what_deletion_leaves_is_the_mean_colour():
     image = np.zeros((2, 2, 3), np.uint8)
     image[0] = (100, 50, 10)
     assert mean_colour(image)[1, 1].tolist() == [50, 25, 5]
+
+
+# --- the score -------------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_networks_own_and_the_network_stays_as_it_is(monkeypatch):
+    torch.manual_seed(0)
+    network = CBAMResNet50(3).eval()
+    torch.nn.init.normal_(network.fc.weight)
+    model = ModelFile(network, ("a", "b", "c"), Preprocessing(image_size=48))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
+    with torch.inference_mode():
+        expected = network(network_input(model, images)).double().softmax(1).numpy()
+    for precision, tolerance in (("float32", 1e-5), (faithfulness.score_precision(), 0.03)):
+        monkeypatch.setattr(faithfulness, "score_precision", lambda precision=precision: precision)
+        np.testing.assert_allclose(probabilities_of(model)(images), expected, atol=tolerance)
+    assert list(network.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with torch.no_grad():
+        network.fc.bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    np.testing.assert_allclose(probabilities_of(model)(images)[:, 0], 1)
+    assert probabilities_of(model)(images[:0]).shape == (0, 3)
+
+
+def test_a_contrast_is_measured_among_its_two_classes():
+    logits = np.random.default_rng(0).normal(size=(4, 3))
+    probabilities = scipy.special.softmax(logits, axis=1)
+    expected = scipy.special.expit(logits[:, 2] - logits[:, 0])
+    np.testing.assert_allclose(of_target(probabilities, cam.Contrast(2, 0)), expected)
+    np.testing.assert_array_equal(of_target(probabilities, 1), probabilities[:, 1])
+    with pytest.raises(ValueError, match="names both classes"):
+        of_target(probabilities, cam.Contrast(1))
 
 
 # --- ROAD ------------------------------------------------------------------------------------------
@@ -182,7 +264,7 @@ def test_an_image_that_is_missing_altogether_is_its_mean_colour(image):
 
 def test_road_prefers_the_true_reason_to_random_maps(image):
     maps = [reason_map(), *random_maps(6)]
-    found = road(texture_of_the_region, image, 0, maps)
+    found = road(texture_of_the_region, image, maps, [0] * len(maps))
     assert found.most_first.shape == found.least_first.shape == (7, len(faithfulness.ROAD_PERCENTILES))
     gain = (found.least_first - found.most_first).mean(1)
     assert gain.argmax() == 0

@@ -17,13 +17,14 @@ from PIL import Image
 
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, TruncatedImage, UsageError
-from cervicyte.explanation import cam, gallery
+from cervicyte.explanation import cam, gallery, panels
 from cervicyte.explanation.cam import Contrast
 from cervicyte.explanation.gallery import Targets, explain_cells, targets_named
 from cervicyte.explanation.samples import choose_cells, safe, subjects_of
-from cervicyte.explanation.verdict import FORWARD_PASSES
+from cervicyte.explanation.verdict import FORWARD_PASSES, verdicts
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
+from cervicyte.inference.classifier import Classifier
 from cervicyte.network.model_file import ModelFile
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
@@ -147,15 +148,62 @@ def test_page_and_record_have_no_absolute_path_and_no_outside_address(written):
 
 def test_verdicts_stand_beside_the_maps_with_their_cost(model, tmp_path):
     cells = [cell_at(tmp_path, f"{n}.png", "Parabasal", seed=n) for n in range(2)]
-    made = explain_cells(model, cells, tmp_path / "out")
+    layers, targets = ["layer4", "cbam4"], ["all", "contrast"]
+    made = explain_cells(model, cells, tmp_path / "out", layers=layers, targets=targets)
     words = Links(made.page).words
     record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    passes = 0
     for cell in record["cells"]:
-        (verdict,) = cell["verdicts"].values()
-        assert verdict["sentence"] in words
-        beaten = all(verdict["score"] > value for value in verdict["controls"].values())
-        assert beaten or not verdict["beats_controls"]
-    assert f"the verdicts cost {2 * FORWARD_PASSES:,} forward passes" in words
+        shown = [(layer, question) for layer in layers for question in CLASSES]
+        judged = [(one["layer"], one["map"]) for one in cell["verdicts"] if "not" not in one["map"].split()]
+        assert sorted(judged) == sorted(shown)  # each map has one, and none has two
+        assert len(cell["verdicts"]) == len(shown) + len(layers)  # the contrast
+        for verdict in cell["verdicts"]:
+            assert f"{verdict['layer']}, {verdict['map']}: " in words
+            assert verdict["sentence"] in words
+            assert verdict["tested"] == bool(verdict["controls"]) == (verdict["score"] is not None)
+            if verdict["tested"]:
+                beaten = all(verdict["score"] > value for value in verdict["controls"].values())
+                assert beaten or not verdict["beats_controls"]
+            passes += verdict["forward_passes"]
+    tested = sum(verdict["tested"] for cell in record["cells"] for verdict in cell["verdicts"])
+    assert f"of {tested} tested maps beat their controls" in words
+    assert f"The verdicts cost {passes:,} forward passes, {passes / 2:.0f} a cell" in words
+    assert passes < tested * FORWARD_PASSES  # shared
+
+
+def test_a_map_has_the_verdict_that_it_has_alone(model, tmp_path):
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    (everything,) = explain_cells(model, [cell], tmp_path / "all").entries
+    classifier = Classifier(model, "cpu")
+    preprocessed = model.preprocessing(read_image(cell.path))
+    assert everything.verdicts[0].question == everything.predicted_class
+    assert any(judged.verdict.tested for judged in everything.verdicts)
+    for judged in everything.verdicts:
+        alone = classifier.judge(preprocessed, judged.question)
+        assert judged.verdict.tested == alone.tested
+        assert judged.verdict.score == pytest.approx(alone.score, abs=0.01, nan_ok=True)
+        assert judged.verdict.controls == pytest.approx(alone.controls, abs=0.01)
+
+
+def test_a_verdict_is_on_what_speaks_for_the_class_alone(model, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(model, inputs, maps, targets, method, layer):
+        asked.append((maps, targets))
+        return verdicts(model, inputs, maps, targets, method, layer)
+
+    monkeypatch.setattr(gallery, "verdicts", watched)
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    targets = ["contrast:Parabasal,Dyskeratotic"]
+    explain_cells(model, [cell], tmp_path / "out", method="grad-cam++", targets=targets, arrays=True)
+    ((maps, found),) = asked
+    assert found == [Contrast(1, 0), 1, 0]
+    (path,) = (tmp_path / "out" / "gradcam_arrays").iterdir()
+    with np.load(path) as arrays:
+        for values, row in zip(maps, (3, 1, 0), strict=True):
+            assert values.min() >= 0
+            np.testing.assert_array_equal(values, arrays["maps"][row])
 
 
 def test_the_share_on_padding_is_told_for_every_cell(written):
@@ -168,8 +216,31 @@ def test_the_share_on_padding_is_told_for_every_cell(written):
 
 def test_without_verdicts_the_page_says_so(model, tmp_path):
     made = quick(model, [cell_at(tmp_path, "cell.png", "Parabasal")], tmp_path / "out")
-    assert "Verdicts were left out" in Links(made.page).words
+    words = Links(made.page).words
+    assert "Verdicts were left out: whether these maps beat any control is not known." in words
+    assert f"One costs up to {FORWARD_PASSES} forward passes." in words
     assert not made.entries[0].verdicts
+
+
+@pytest.mark.parametrize("with_verdicts", [True, False])
+def test_every_map_in_a_picture_stands_with_its_verdict_or_with_the_word_that_it_has_none(
+    model, tmp_path, monkeypatch, with_verdicts
+):
+    seen = []
+    panel = panels._panel
+    monkeypatch.setattr(panels, "_panel", lambda *drawn: seen.append(drawn) or panel(*drawn))
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    (entry,) = explain_cells(model, [cell], tmp_path / "out", with_verdicts=with_verdicts).entries
+    by_itself, side_by_side = (rows for _, _, rows, _ in seen)
+    said = {judged.question: judged.verdict for judged in entry.verdicts}
+    first = by_itself[0].sentences[0].text
+    below = {name: tile.below.short for name, tile in zip(CLASSES, side_by_side[0].tiles[1:], strict=True)}
+    if with_verdicts:
+        assert first == said[entry.predicted_class].sentence
+        assert below == {name: verdict.short for name, verdict in said.items()}
+    else:
+        assert "--no-verdict" in first
+        assert set(below.values()) == {"not tested (--no-verdict)"}
 
 
 def test_the_sum_of_hirescam_is_told_and_is_the_logit(written):
@@ -300,7 +371,10 @@ def test_a_contrast_has_a_verdict_of_its_own(model, tmp_path):
         explain_cells(model, [cell], tmp_path / targets[0], targets=targets).entries[0]
         for targets in (["contrast:Parabasal,Dyskeratotic"], ["Parabasal"])
     )
-    (judged,), (of_class,) = contrast.verdicts.values(), alone.verdicts.values()
+    judged, of_class = contrast.verdicts[0].verdict, alone.verdicts[0].verdict
+    assert [one.question for one in contrast.verdicts] == [
+        "Parabasal, not Dyskeratotic", "Parabasal", "Dyskeratotic",
+    ]  # fmt: skip
     page = tmp_path / "contrast:Parabasal,Dyskeratotic" / "index.html"
     assert judged.sentence in " ".join(Links(page).words.split())
     assert judged.probability > of_class.probability  # among two classes, not among all

@@ -13,7 +13,7 @@ from cervicyte.images.reader import read_image
 from cervicyte.network.backbone import load_backbone, read_state_dict
 from cervicyte.network.cbam import CBAM
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
-from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.network.resnet import CBAMResNet50, folded
 
 NAMES = ("Dyskeratotic", "Koilocytotic", "Metaplastic", "Parabasal", "Superficial-Intermediate")
 WEIGHTS = SHARED / "weights" / "resnet50_imagenet_v15_fp16.safetensors"
@@ -233,3 +233,18 @@ def test_a_file_that_is_no_model_is_refused_in_one_sentence(tmp_path, content):
 def test_a_missing_model_file_is_named(tmp_path):
     with pytest.raises(ModelFileError, match=r"gone\.pth: no such model file"):
         load_model_file(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize("placement", ["stage", "block", "none"])
+def test_a_folded_copy_computes_the_same_without_normalising_and_the_network_stays(backbone_file, placement):
+    network = CBAMResNet50(5, placement).eval()
+    load_backbone(network, backbone_file)
+    gates = [module for module in network.modules() if isinstance(module, CBAM)]
+    for gate in gates:
+        torch.nn.init.normal_(gate.spatial_attention.conv.weight, std=0.1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    copied, images = folded(network), torch.rand(2, 3, 64, 64)
+    assert not [module for module in copied.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        torch.testing.assert_close(copied(images), network(images), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

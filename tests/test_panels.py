@@ -62,7 +62,8 @@ def assert_margins_are_empty(picture):
 
 @pytest.mark.parametrize("size", [(50, 80), (80, 50), (3, 500), (60, 60), (900, 1200)])
 def test_nothing_is_drawn_over_the_margins_whatever_the_cells_shape(size):
-    cell = explanation(size, seen=True, verdicts={"cbam4": Sentence("A verdict of many words. " * 20, False)})
+    said = Sentence("A verdict of many words. " * 20, False, "one that is short but not at all " * 5)
+    cell = explanation(size, seen=True, verdicts={("cbam4", (n, None)): said for n in range(3)})
     assert_margins_are_empty(panels.panel_of_cell(cell, "Grad-CAM++"))
     assert_margins_are_empty(panels.panel_of_classes(cell, "Grad-CAM++"))
 
@@ -98,6 +99,28 @@ def test_maps_side_by_side_share_one_signed_scale_and_one_reaches_its_end(drawn)
     assert bar.labels == ("1 against", "0: neither", "1 for")
 
 
+def test_every_map_side_by_side_has_its_own_verdict_below_it_and_its_colour(drawn):
+    said = {
+        0: Sentence("Not to be relied on.", None, "not tested: class under 5 %"),
+        1: Sentence("It beats.", True, "beats the controls"),
+        2: Sentence("It does not.", False, "does not beat: centre"),
+    }
+    cell = explanation(verdicts={("cbam4", (n, None)): sentence for n, sentence in said.items()})
+    picture = panels.panel_of_classes(cell, "HiResCAM")
+    ((rows, _),) = drawn
+    assert [tile.below for tile in rows[0].tiles] == [None, *said.values()]
+    assert not any(tile.below for tile in rows[1].tiles)
+    assert "what speaks for its class (yellow), not on what speaks against" in rows[1].tiles[0].remark
+    inks = [sentence.ink for sentence in said.values()]
+    assert inks == [panels.GREY, panels.GREEN, panels.RED]
+    pixels = np.asarray(picture)
+    for ink in (panels.GREEN, panels.RED):  # as many letters as the sentence has
+        assert (pixels == [int(ink[k : k + 2], 16) for k in (1, 3, 5)]).all(2).sum() > 50
+    plain = panels.panel_of_classes(explanation(), "HiResCAM")
+    assert plain.height < picture.height
+    assert "verdict" not in drawn[1][0][1].tiles[0].remark
+
+
 def test_more_classes_than_columns_go_on_in_further_rows(drawn):
     cell = explanation(classes=tuple("abcdefg"))
     panels.panel_of_classes(cell, "Grad-CAM++")
@@ -115,6 +138,12 @@ def test_a_contrast_shows_both_sides_and_names_them(drawn):
     assert np.array_equal(rows[0].tiles[2].picture, expected)
     assert rows[0].tiles[2].title == "Why Parabasal, not Dyskeratotic?"
     assert bar.labels == ("1 for Dyskeratotic", "0: neither", "1 for Parabasal")
+    assert not rows[0].sentences
+    cell = explanation(against=0, verdicts={("cbam4", (1, 0)): Sentence("It beats.", True)})
+    panels.panel_of_cell(cell, "Grad-CAM++")
+    verdict, what = drawn[1][0][0].sentences
+    assert verdict.text == "It beats."
+    assert "what speaks for Parabasal (yellow)" in what.text
 
 
 def test_gates_are_shown_from_least_to_most_and_an_even_gate_shows_nothing(drawn):

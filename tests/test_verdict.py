@@ -32,7 +32,7 @@ class LooksAtACorner(CBAMResNet50):
     """A network whose first class is the texture of one corner of the image and nothing else."""
 
     def forward(self, images):
-        patch = images[:, :, CORNER[0], CORNER[1]]
+        patch = images[:, :, CORNER[0], CORNER[1]].float()
         energy = (patch - patch.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
         return torch.stack([6 * energy - 3, torch.zeros_like(energy), torch.full_like(energy, -1.0)], 1)
 
@@ -63,12 +63,21 @@ def test_the_map_of_what_the_network_looks_at_beats_the_controls(model, inputs):
         assert "beats all 3 controls" in found.sentence
 
 
-@pytest.mark.parametrize("values", [1 - corner_map(), np.zeros((3, 3), np.float32)])
-def test_a_map_that_points_elsewhere_or_nowhere_does_not(model, inputs, values):
+@pytest.mark.parametrize("values", [1 - corner_map(), np.ones((3, 3), np.float32)])
+def test_a_map_that_points_elsewhere_or_everywhere_does_not(model, inputs, values):
     for found in verdicts(model, inputs, [values] * 3, [0, 0, 0]):
         assert not found.beats_controls
         assert "does not beat" in found.sentence
         assert "Do not rely" in found.sentence
+
+
+def test_an_empty_map_is_not_tested_since_a_draw_of_pixels_might_win(model, inputs):
+    for found in verdicts(model, inputs, np.zeros((3, 3, 3), np.float32), [0, 0, 0]):
+        assert not found.tested
+        assert not found.beats_controls
+        assert found.probability >= LEAST_PROBABILITY
+        assert "The map is empty" in found.sentence
+        assert found.short == "not tested: the map is empty"
 
 
 def test_a_contrast_is_judged_by_the_probability_among_its_two_classes(model, inputs):
@@ -97,24 +106,63 @@ def test_a_class_of_next_to_no_probability_is_not_judged(model):
     flat = np.full((1, SIDE, SIDE, 3), 128, np.uint8)
     (found,) = verdicts(model, flat, [corner_map()], [0])
     assert found.probability < LEAST_PROBABILITY
+    assert not found.tested
     assert not found.beats_controls
+    assert not found.controls
     assert "Not to be relied on" in found.sentence
+    assert found.short == "not tested: class under 5 %"
+    assert found.forward_passes == 1
 
 
-def test_the_stated_cost_is_what_goes_through_the_networks(model, inputs, monkeypatch):
-    seen = 0
+def test_whether_a_class_is_probable_enough_is_told_by_the_probability_that_is_stated(model, inputs):
+    (usual,) = verdicts(model, inputs[:1], [corner_map()], [0])
+    for probability in (np.nextafter(LEAST_PROBABILITY, 0), LEAST_PROBABILITY):
+
+        def score(images, probability=probability):
+            return np.tile([probability, 1 - probability, 0], (len(images), 1))
+
+        (found,) = verdicts(model, inputs[:1], [corner_map()], [0], score=score)
+        assert found.probability == probability
+        assert found.tested == bool(found.controls) == (probability >= LEAST_PROBABILITY)
+        assert found.forward_passes == (usual.forward_passes if found.tested else 1)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Images that went through the network that scores; the random network's are another's."""
+    seen = []
     forward = LooksAtACorner.forward
 
-    def counted(self, images):
-        nonlocal seen
-        seen += len(images)
+    def watched(self, images):
+        seen.append(len(images))
         return forward(self, images)
 
-    monkeypatch.setattr(LooksAtACorner, "forward", counted)
-    found = verdicts(model, inputs, [corner_map()] * 3, [0, 1, 0])
+    monkeypatch.setattr(LooksAtACorner, "forward", watched)
+    return seen
+
+
+def test_the_stated_cost_is_what_goes_through_the_networks(model, inputs, counted):
+    found = verdicts(model, inputs, [corner_map()] * 3, [0, cam.Contrast(0, 1), 0])
     random_maps = len(inputs)
-    assert seen + random_maps == sum(one.forward_passes for one in found)
+    assert sum(counted) + random_maps == sum(one.forward_passes for one in found)
     assert all(one.forward_passes == verdict.FORWARD_PASSES for one in found)
+
+
+def test_several_maps_of_an_image_cost_less_than_each_alone_and_are_judged_alike(model, inputs, counted):
+    targets = [0, 1, 2, cam.Contrast(0, 2)]
+    dull = inputs[:1] // 8 + 112
+    maps = [corner_map(), 1 - corner_map(), corner_map(), corner_map()]
+    alone = [verdicts(model, dull, [one], [target])[0] for one, target in zip(maps, targets, strict=True)]
+    counted.clear()
+    together = verdicts(model, np.repeat(dull, 4, axis=0), maps, targets)
+    tested = [one for one in together if one.tested]
+    assert 2 <= len(tested) < 4
+    assert sum(counted) + len(tested) == sum(one.forward_passes for one in together)
+    assert sum(one.forward_passes for one in together) < sum(one.forward_passes for one in alone)
+    for one, expected in zip(together, alone, strict=True):
+        assert one.tested == expected.tested
+        assert one.score == pytest.approx(expected.score, abs=1e-5, nan_ok=True)
+        assert one.controls == pytest.approx(expected.controls, abs=1e-5)
 
 
 def test_threads_share_a_network_and_leave_nothing_in_it(model, inputs):
@@ -125,7 +173,7 @@ def test_threads_share_a_network_and_leave_nothing_in_it(model, inputs):
         tasks = [threads.submit(verdicts, model, inputs[[k]], [corner_map()], [k % 2]) for k in (0, 1, 2) * 2]
         together = [task.result()[0] for task in tasks]
     for one, expected in zip(together, alone * 2, strict=True):
-        assert one.score == pytest.approx(expected.score, abs=1e-5)
+        assert one.score == pytest.approx(expected.score, abs=1e-5, nan_ok=True)
         assert one.controls == pytest.approx(expected.controls, abs=1e-5)
     assert torch.equal(torch.random.get_rng_state(), state_of_generator)
     assert not model.network.training
@@ -141,9 +189,11 @@ def test_nothing_to_judge_is_no_error_and_a_mismatch_is_one(model, inputs):
 
 
 def test_a_near_draw_is_not_called_a_win():
-    found = Verdict(False, 0.305, {"centre": 0.3, "darkness": 0.1, "random": 0.0}, 44, 0.9)
+    found = Verdict(0.305, {"centre": 0.3, "darkness": 0.1, "random": 0.0}, 44, 0.9)
+    assert not found.beats_controls
     assert "does not beat a blob in the centre (0.30)" in found.sentence
     assert "darkness" not in found.sentence
+    assert found.short == "does not beat: centre"
 
 
 # --- the controls themselves ---------------------------------------------------------------------

@@ -25,6 +25,7 @@ from cervicyte.explanation.panels import overlay, percent
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
+from cervicyte.pages import plural
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 MAX_UPLOAD_MB = 50
@@ -230,14 +231,21 @@ def map_html(cell: ReadCell, class_name: str) -> str:
 
 def verdict_html(class_name: str, verdict: Verdict) -> str:
     """Return whether the map of a class beats the controls, as it stands below the map."""
-    mark = "beats" if verdict.beats_controls else "fails"
-    title = "Map tested: it beats the controls" if verdict.beats_controls else "Map tested: unproven"
+    mark, title = "untested", "Map not tested"
+    if verdict.tested:
+        mark = "beats" if verdict.beats_controls else "fails"
+        title = "Map tested: " + ("it beats the controls" if verdict.beats_controls else "unproven")
+    passes = f"{verdict.forward_passes} {plural('pass', verdict.forward_passes)} through the network"
+    how = (
+        f"Measured by taking the marked places out of this image and putting them back, in {passes}. It says "
+        "whether the network relies on these places, not whether its answer is right."
+        if verdict.tested
+        else f"Known from {passes}, without a test."
+    )
     return (
         f'<section class="verdict {mark}" aria-live="polite"><p><strong>{title}</strong> '
         f"({html.escape(class_name)})</p><p>{html.escape(verdict.sentence)}</p>"
-        f'<p class="fine">Measured by taking the marked places out of this image and putting them back, in '
-        f"{verdict.forward_passes} passes through the network. It says whether the network relies on these "
-        "places, not whether its answer is right.</p></section>"
+        f'<p class="fine">{how}</p></section>'
     )
 
 

@@ -22,13 +22,13 @@ from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
     DEFAULT_LAYERS,
     LAYERS_WITHOUT_GATES,
-    RANDOMISED_STAGES,
     Auditor,
     AuditSettings,
+    stages_of,
 )
 from cervicyte.explanation.audit_figures import figures_of
 from cervicyte.explanation.audit_page import write_audit
-from cervicyte.explanation.audit_records import RECORDS_NAME, Audit, append, begin
+from cervicyte.explanation.audit_records import RECORDS_FORMAT, RECORDS_NAME, Audit, append, begin
 from cervicyte.explanation.faithfulness import score_precision
 from cervicyte.network.model_file import ModelFile, load_model_file
 from cervicyte.progress import SILENT, Progress
@@ -111,6 +111,7 @@ def audit_model(
         raise UsageError(f"{data}: has no cells to audit with; choose another part or data set.")
     true_classes = mapped_classes(chosen, model.class_names, class_map or {}, data)
     header = {
+        "records_format": RECORDS_FORMAT,
         "settings": json.loads(json.dumps(asdict(settings))),
         "model": {key: value for key, value in facts_of_model(model).items() if value is not None},
         "class_names": list(model.class_names),
@@ -180,7 +181,7 @@ def measure(audit: Audit, auditor: Auditor, path: Path, progress: Progress = SIL
         audit.records.append(append(path, auditor.record(index)))
         progress.advance(note=auditor.cells[index].label)
     progress.close()
-    missing = {ANOTHER_CELL, *(stage for stage, _ in RANDOMISED_STAGES)} - audit.stages.keys()
+    missing = {ANOTHER_CELL, *(stage for stage, _ in stages_of(auditor.model.network))} - audit.stages.keys()
     if missing and auditor.settings.sanity_cells:
         for stage, maps in auditor.randomised_stages(progress).items():
             if stage in missing:

@@ -34,7 +34,7 @@ from cervicyte.explanation.faithfulness import (
     imputed,
     localisation,
     mean_colour,
-    probability_of,
+    probabilities_of,
     rank_correlation,
     road,
 )
@@ -50,7 +50,6 @@ DEFAULT_LAYERS = ("cbam3", "layer4", "cbam4")
 LAYERS_WITHOUT_GATES = ("layer3", "layer4")
 CONTROL_MAPS = ("centre", "darkness")
 RANDOM = "random"
-RANDOM_METHOD = "grad-cam++"  # of the random network one method stands for all: its maps are alike
 FILLINGS = ("mean colour", "smooth")
 PARTS = ("nucleus", "cytoplasm", "cell", "background")
 STABLE_UNDER = ("mirrored", "upside down", "shifted", "brighter", "darker", "JPEG 50")
@@ -106,13 +105,30 @@ class AuditSettings:
 
     @property
     def controls(self) -> list[str]:
-        """The names of all maps that explain nothing: centre, darkness, and one random for each layer."""
-        return [*CONTROL_MAPS, *(map_name(RANDOM, layer) for layer in self.layers)]
+        """The names of all maps that explain nothing: centre, darkness, a random one for each that does."""
+        return [*CONTROL_MAPS, *map(random_name, self.explanations)]
 
 
 def map_name(method: str, layer: str) -> str:
     """Return `method@layer`, the name of a map in records and tables."""
     return f"{method}@{layer}"
+
+
+def random_name(explanation: str) -> str:
+    """Return `random method@layer`, the name of the same method's map of the network with random weights."""
+    return f"{RANDOM} {explanation}"
+
+
+def controls_of(explanation: str) -> list[str]:
+    """Return the names of the three controls of an explanation."""
+    return [*CONTROL_MAPS, random_name(explanation)]
+
+
+def stages_of(network: CBAMResNet50) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the stages of `RANDOMISED_STAGES` that this network has: one without gates has fewer."""
+    children = dict(network.named_children())
+    there = {stage: tuple(name for name in names if name in children) for stage, names in RANDOMISED_STAGES}
+    return [(stage, names) for stage, names in there.items() if names]
 
 
 class Auditor:
@@ -124,7 +140,7 @@ class Auditor:
         """Take the model, what to do, and the cells with their classes in the model's names."""
         self.model, self.settings, self.cells, self.true_classes = model, settings, cells, true_classes
         model.network.eval()
-        self.score: Score = probability_of(model)
+        self.score: Score = probabilities_of(model)
         self.twin = random_twin(model.network)
         self.geometry = model.preprocessing.geometry()
 
@@ -136,10 +152,9 @@ class Auditor:
         probabilities = self.probabilities(preprocessed[np.newaxis])[0]
         predicted = int(probabilities.argmax())
         maps = self.maps(preprocessed, predicted)
-        areas = deletion_and_insertion(
-            self.score, preprocessed, predicted, list(maps.values()), self.settings.steps
-        )
-        removal = road(self.score, preprocessed, predicted, list(maps.values()), self.settings.percentiles)
+        asked = self.score, preprocessed, list(maps.values()), [predicted] * len(maps)
+        areas = deletion_and_insertion(*asked, self.settings.steps)
+        removal = road(*asked, self.settings.percentiles)
         outlines, source = outlines_of(cell, image)
         blob = centre_blob(preprocessed.shape[0])
         dark = darkness(preprocessed)
@@ -190,12 +205,12 @@ class Auditor:
         """Return name -> map [h, w]: the explanations, then the controls."""
         inputs, wanted = preprocessed[np.newaxis], np.array([class_index])
         own = self.explanations(self.model.network, inputs, wanted, self.settings.methods)
-        blind = self.explanations(self.twin, inputs, wanted, (RANDOM_METHOD,))
+        blind = self.explanations(self.twin, inputs, wanted, self.settings.methods)
         return {
             **{name: values[0] for name, values in own.items()},
             "centre": centre_blob(len(preprocessed)),
             "darkness": darkness(preprocessed),
-            **{name.replace(RANDOM_METHOD, RANDOM): values[0] for name, values in blind.items()},
+            **{random_name(name): values[0] for name, values in blind.items()},
         }
 
     def located(
@@ -249,7 +264,7 @@ class Auditor:
         return result
 
     def randomised_stages(self, progress: Progress = SILENT) -> dict[str, dict[str, Any]]:
-        """Return stage -> map -> likeness to the trained network's map, for each sanity cell.
+        """Return stage -> map -> likeness of each sanity cell's map to the trained network's: `_likeness`.
 
         J. Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018: weights are drawn anew from
         the classifier down; a map that stays as it is does not depend on them. For scale, each cell's map
@@ -264,11 +279,11 @@ class Auditor:
             ANOTHER_CELL: {name: _likeness(maps, np.roll(maps, 1, 0), side) for name, maps in own.items()}
         }
         network, generator = copy.deepcopy(self.model.network), torch.Generator().manual_seed(1)
-        progress.start("Randomising weights", len(RANDOMISED_STAGES))
-        for stage, names in RANDOMISED_STAGES:
+        stages = stages_of(network)
+        progress.start("Randomising weights", len(stages))
+        for stage, names in stages:
             for name in names:
-                if name in dict(network.named_children()):
-                    randomise(network.get_submodule(name), generator)
+                randomise(network.get_submodule(name), generator)
             maps_now = self.explanations(network, inputs, wanted, methods)
             found[stage] = {name: _likeness(own[name], maps, side) for name, maps in maps_now.items()}
             progress.advance(note=stage)
@@ -324,18 +339,24 @@ def _moved_back(before: np.ndarray, after: np.ndarray, change: str) -> tuple[np.
     return before, after
 
 
-def _likeness(before: np.ndarray, after: np.ndarray, side: int) -> dict[str, list[float]]:
-    """Return SSIM and rank correlation of maps [N, h, w], pair by pair, each scaled to its own highest."""
-    pairs = [(enlarged(one, side), enlarged(other, side)) for one, other in zip(before, after, strict=True)]
-    return {
-        "ssim": [ssim(_as_grey(one), _as_grey(other)) for one, other in pairs],
-        "rank": [rank_correlation(one, other) for one, other in pairs],
-    }
+def _likeness(before: np.ndarray, after: np.ndarray, side: int) -> dict[str, list[float] | list[bool]]:
+    """Return SSIM and rank correlation of maps [N, h, w], pair by pair, each scaled to its own highest.
+
+    An empty map, zero all over, is like nothing and like everything: of a pair with one, neither is defined.
+    Which maps are empty is told.
+    """
+    found: dict[str, list[Any]] = {"ssim": [], "rank": [], "empty_before": [], "empty_after": []}
+    for one, other in zip(before, after, strict=True):
+        empty = not one.any(), not other.any()
+        large = enlarged(one, side), enlarged(other, side)
+        found["ssim"].append(float("nan") if any(empty) else ssim(*map(_as_grey, large)))
+        found["rank"].append(float("nan") if any(empty) else rank_correlation(*large))
+        found["empty_before"].append(empty[0])
+        found["empty_after"].append(empty[1])
+    return found
 
 
 def _as_grey(values: np.ndarray) -> np.ndarray:
-    highest = float(values.max())
-    grey = (
-        np.round(255 * values / highest).astype(np.uint8) if highest > 0 else np.zeros(values.shape, np.uint8)
-    )
+    """Return a map that is not empty as a grey image, uint8 [S, S, 3], its highest place white."""
+    grey = np.round(255 * values / values.max()).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)

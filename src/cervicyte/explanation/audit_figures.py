@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 
 from cervicyte import metrics
-from cervicyte.explanation import cam
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
     FILLINGS,
     PARTS,
-    RANDOM_METHOD,
     RANDOMISED_STAGES,
     STABLE_UNDER,
     AuditSettings,
+    controls_of,
 )
 from cervicyte.explanation.audit_records import Audit
 from cervicyte.explanation.faithfulness import BLUR_SIGMA, ROAD_NOISE
@@ -127,15 +126,11 @@ def values_of(records: Sequence[Mapping[str, Any]], settings: AuditSettings) -> 
         values[name] = found
     for name, found in values.items():
         if name in settings.explanations:
-            others = [values[control]["score"] for control in controls_of(name, settings)]
-            found["beats_controls"] = (found["score"] > np.max(others, axis=0) + MARGIN).astype(float)
+            others = [values[control]["score"] for control in controls_of(name)]
+            ahead = found["score"] > np.max(others, axis=0) + MARGIN
+            # A map without likeness to anything is empty, and beats nothing, as in a verdict.
+            found["beats_controls"] = (ahead & ~np.isnan(found["like_centre"])).astype(float)
     return values
-
-
-def controls_of(name: str, settings: AuditSettings) -> list[str]:
-    """Return the controls of an explanation: the random network is asked at the same layer."""
-    layer = name.partition("@")[2]
-    return [one for one in settings.controls if one.partition("@")[2] in ("", layer)]
 
 
 def best_map(values: Values, settings: AuditSettings, measure: str) -> str:
@@ -158,11 +153,11 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
             f"imputation (noise of {ROAD_NOISE:g} grey levels); the mean over these percentages is given"
         ),
         "nucleus and cell": "outlines on the original's pixels; what of a map lies on padding is left out",
-        "beats controls": f"its score exceeds that of each of its three controls by more than {MARGIN:g}",
-        "random": (
-            "one network with random weights, at the same layer; of its maps those of "
-            f"{cam.METHODS[RANDOM_METHOD].title} stand for all methods"
+        "beats controls": (
+            f"the map is not empty, and its score exceeds that of each of its three controls by more than "
+            f"{MARGIN:g}"
         ),
+        "random": "the map by the same method at the same layer of one network with random weights",
         "shown only": (
             "the rest of the image replaced by its mean colour, or filled smoothly from the pixels that are "
             "shown (linear imputation without noise); the outline of what is shown remains visible"
@@ -170,8 +165,10 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
         "stability": "rank correlation of the map before and after a change, moved back where things moved",
         "randomisation": (
             "weights drawn anew from the classifier down; SSIM and rank correlation of the map with the "
-            "trained network's, each scaled to its own highest value"
+            "trained network's, each scaled to its own highest value, over the pairs in which neither map is "
+            "empty (zero all over)"
         ),
+        "empty before, after": "share of the trained network's maps, and of those afterwards, that are empty",
     }
 
 
@@ -239,7 +236,7 @@ def _against_controls(
     places = [
         (name, control, measure)
         for name in settings.explanations
-        for control in controls_of(name, settings)
+        for control in controls_of(name)
         for measure in COMPARED
     ]
     columns = np.stack(
@@ -248,7 +245,7 @@ def _against_controls(
     )
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for (name, control, measure), figure in zip(places, _intervals(columns, groups[rows]), strict=True):
-        kind = control.partition("@")[0]
+        kind = control.partition(" ")[0]
         found.setdefault(name, {}).setdefault(kind, {})[measure] = figure
     return found
 

@@ -15,7 +15,7 @@ from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation import charts
 from cervicyte.evaluation.tables import UNDEFINED, write_table
 from cervicyte.explanation import cam
-from cervicyte.explanation.audit_cells import ANOTHER_CELL, map_name
+from cervicyte.explanation.audit_cells import ANOTHER_CELL, CONTROL_MAPS, map_name
 from cervicyte.explanation.audit_figures import ALL_CLASSES, as_table
 from cervicyte.explanation.controls import class_maps
 from cervicyte.explanation.panels import overlay
@@ -197,13 +197,13 @@ def _sanity(figures: Figures) -> list[str]:
     last = list(stages)[-2]
 
     def ssim_at(stage: str) -> str:
-        return _plain_text(stages[stage][best]["ssim"])
+        return f"{_plain_text(stages[stage][best]['ssim'])} ({_pairs(stages[stage][best])})"
 
     return [
         f"With the classifier's weights drawn anew, the SSIM of {title_of_map(best)} with its own map is "
         f"{ssim_at('fc')}, with all weights drawn anew {ssim_at(last)}; maps of two different cells have "
         f"{ssim_at(ANOTHER_CELL)}. A map that stays more alike than that does not depend on the weights that "
-        "were drawn anew.",
+        "were drawn anew. Pairs with an empty map are left out.",
     ]
 
 
@@ -365,21 +365,46 @@ def _randomisation(figures: Figures) -> list[str]:
     stages = figures["randomisation"]
     if not stages:
         return ["<p>Not measured.</p>"]
-    head = ["Map", *stages]
-    rows = [
-        (html.escape(title_of_map(name)), [_text(stages[stage][name]["ssim"]) for stage in stages])
-        for name in figures["explanations"]
+    names = figures["explanations"]
+    likeness = [
+        (
+            html.escape(title_of_map(name)),
+            [
+                f"{_text(maps[name]['ssim'])}<br><small>{_pairs(maps[name])}</small>"
+                for maps in stages.values()
+            ],
+        )
+        for name in names
     ]
-    cells = next(iter(stages[ANOTHER_CELL].values()))["ssim"]["cells"]
+    drawn_anew = [stage for stage in stages if stage != ANOTHER_CELL]
+    emptied = [
+        (
+            html.escape(title_of_map(name)),
+            [
+                _text(next(iter(stages.values()))[name]["empty_before"], percent=True),
+                *(_text(stages[stage][name]["empty_after"], percent=True) for stage in drawn_anew),
+            ],
+        )
+        for name in names
+    ]
     chart = _chart("SSIM with the trained network's map", "randomisation", _falling(figures))
     return [
         f"<div class='charts wide'>{chart}</div>",
         table(
-            head, rows, f"SSIM of {cells} cells' maps after weights were drawn anew, from the classifier down"
+            ["Map", *stages], likeness, "SSIM of maps after weights were drawn anew, from the classifier down"
         ),
         f"<p class=note>Each stage includes those before it. '{ANOTHER_CELL}' is the likeness of maps that "
-        "have nothing in common but the network: what any map of a centred cell has for free.</p>",
+        "have nothing in common but the network: what any map of a centred cell has for free. Pairs in which "
+        "a map is empty are left out, since their SSIM says nothing.</p>",
+        table(["Map", "none", *drawn_anew], emptied, "Share of maps that are empty, by weights drawn anew"),
+        "<p class=note>A map is empty where nothing speaks for the class after the ReLU. It differs from the "
+        "trained network's map, too; how much, SSIM cannot tell.</p>",
     ]
+
+
+def _pairs(measures: Mapping[str, Any]) -> str:
+    """Say over how many pairs of maps the likeness is taken."""
+    return f"{measures['ssim']['cells']} of {measures['empty_before']['cells']} pairs"
 
 
 def _stability(figures: Figures) -> list[str]:
@@ -511,7 +536,8 @@ def _falling(figures: Figures) -> Figure:
     for index, name in enumerate(figures["explanations"]):
         axes.plot(
             range(len(stages)),
-            [stages[stage][name]["ssim"]["value"] for stage in stages],
+            # Where all maps are empty, the line has a gap.
+            np.array([stages[stage][name]["ssim"]["value"] for stage in stages], float),
             color=charts.CLASS_COLOURS[index % len(charts.CLASS_COLOURS)],
             linestyle=charts.LINES[index // 4 % len(charts.LINES)],
             marker="o",
@@ -543,12 +569,15 @@ def title_of_map(name: str) -> str:
     """Return the name of a map as people read it.
 
     Example:
-        >>> title_of_map("grad-cam++@cbam4"), title_of_map("random@layer4"), title_of_map("centre")
-        ('Grad-CAM++ at cbam4', 'random weights at layer4', 'centre blob')
+        >>> title_of_map("grad-cam++@cbam4"), title_of_map("centre"), title_of_map("random grad-cam@layer4")
+        ('Grad-CAM++ at cbam4', 'centre blob', 'random weights, Grad-CAM at layer4')
     """
-    method, _, layer = name.partition("@")
-    title = cam.METHODS[method].title if method in cam.METHODS else CONTROL_TITLES[method]
-    return f"{title} at {layer}" if layer else title
+    if name in CONTROL_MAPS:
+        return CONTROL_TITLES[name]
+    random, _, explanation = name.rpartition(" ")
+    method, _, layer = explanation.partition("@")
+    title = f"{cam.METHODS[method].title} at {layer}"
+    return f"{CONTROL_TITLES[random]}, {title}" if random else title
 
 
 def _cell(measures: Mapping[str, Any], measure: str) -> str:

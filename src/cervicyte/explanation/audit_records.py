@@ -20,6 +20,8 @@ from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 RECORDS_NAME = "explanation_audit_cells.jsonl"
+RECORDS_FORMAT = 2
+"""Of what is measured and how it is written. 1 had one random map a layer and did not know of empty maps."""
 AUDIT_FILES = (
     RECORDS_NAME,
     "explanation_audit.html",
@@ -35,7 +37,7 @@ class Audit:
     Attributes:
         header: settings, model, data and caveats, as JSON values.
         records: of each cell, in order, see `Auditor.record`.
-        stages: randomised stage -> map -> SSIM and rank correlation of each sanity cell.
+        stages: randomised stage -> map -> likeness of each sanity cell, see `Auditor.randomised_stages`.
     """
 
     header: dict[str, Any]
@@ -54,6 +56,11 @@ def begin(out: Path, header: dict[str, Any], *, resume: bool, force: bool) -> Au
                 f"{path}: an audit lies here; go on with --resume, or replace it with --force."
             )
         audit = read_records(path)
+        if audit.header.get("records_format") != header["records_format"]:
+            raise RunFolderError(
+                f"{path}: was begun by another version of Cervicyte, which measured otherwise; start anew "
+                "with --force."
+            )
         if audit.header != header:
             differs = next(key for key in header if audit.header.get(key) != header[key])
             raise RunFolderError(

@@ -31,6 +31,11 @@ OPACITY_POWER = 0.7  # below 1, so that the middle of the scale can be seen on p
 ORIGINAL_OPACITY = 0.5  # as `show_cam_on_image` of pytorch-grad-cam
 
 
+def strong_colour(colours: str) -> str:
+    """Return the name of the colour of the strongest evidence for a class, where a scale has two sides."""
+    return "red" if colours == ORIGINAL else "yellow"
+
+
 def check_colours(name: str) -> None:
     """Refuse colours that there are not.
 

@@ -130,7 +130,7 @@ def class_maps(
         derivatives = cam.differentiate(network, batch, layers, different)
         for method, layer in found:
             gradients = derivatives.gradients[layer][rows, of_image][:, None]
-            maps = cam.METHODS[method].maps(derivatives.activations[layer], gradients)
+            maps = cam.method_named(method).maps(derivatives.activations[layer], gradients)
             found[method, layer].append(maps[:, 0].cpu().numpy())
     return {key: np.concatenate(parts) for key, parts in found.items()}
 

@@ -24,12 +24,12 @@ from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
-from cervicyte.explanation.colours import DEFAULT_COLOURS, ORIGINAL, check_colours
+from cervicyte.explanation.colours import DEFAULT_COLOURS, check_colours, strong_colour
 from cervicyte.explanation.controls import network_input
-from cervicyte.explanation.gallery_page import RECORD, Entry, gallery_page
-from cervicyte.explanation.panels import Explanation, Map, Sentence
+from cervicyte.explanation.gallery_page import RECORD, Entry, Judged, gallery_page
+from cervicyte.explanation.panels import Asked, Explanation, Map, Sentence
 from cervicyte.explanation.samples import Subject, safe, subjects_of
-from cervicyte.explanation.verdict import FORWARD_PASSES, Verdict, verdicts
+from cervicyte.explanation.verdict import FORWARD_PASSES, LEAST_PROBABILITY, Verdict, verdicts
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.model_file import ModelFile
@@ -47,6 +47,10 @@ GATES = "gates"
 METHODS = (*cam.METHODS, GATES)
 ALL_CLASSES, CONTRAST = "all", "contrast"
 BATCH = 4
+LEFT_OUT = Sentence(
+    "Not tested: verdicts were left out (--no-verdict), so whether this map beats any control is not known.",
+    short="not tested (--no-verdict)",
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,8 @@ def explain_cells(
         targets: see `targets_named`; None is the predicted class by itself and all side by side.
         colours: one of `colours.COLOURS`.
         arrays: also write the raw maps, `OUT/gradcam_arrays/gradcam_<class>_<name>_<layer>.npz`.
-        with_verdicts: hold each map against controls; costs `verdict.FORWARD_PASSES` a map.
+        with_verdicts: hold each map that is shown against controls; costs at most `verdict.FORWARD_PASSES` a
+            map, and next to nothing where the network gives its class next to no probability.
         force: take away what an earlier run left there.
         notes: sentences for the page.
         command: the command line, for the record.
@@ -257,7 +262,7 @@ class MapJob:
     @property
     def meaning(self) -> str:
         """How the pictures are to be read."""
-        strong = "red" if self.colours == ORIGINAL else "yellow"
+        strong = strong_colour(self.colours)
         return (
             f"{self.title} at {', '.join(self.layers)}. Colour shows which places raise the score of a "
             f"class, in shares of the highest value that any of the model's {len(self.model.class_names)} "
@@ -272,7 +277,10 @@ class MapJob:
         batch = list(self.explained(subjects))
         judged = self._judged(batch) if self.with_verdicts else [{} for _ in batch]
         for subject, made, found in zip(subjects, batch, judged, strict=True):
-            said = {layer: Sentence(one.sentence, one.beats_controls) for layer, one in found.items()}
+            said = {(layer, asked): LEFT_OUT for layer in self.layers for asked in made.rows}
+            for place, verdict in found.items():
+                good = verdict.beats_controls if verdict.tested else None
+                said[place] = Sentence(verdict.sentence, good, verdict.short)
             cell = replace(made.cell, verdicts=said)
             yield self._written(subject, replace(made, cell=cell), found, folder)
 
@@ -335,31 +343,34 @@ class MapJob:
                 cell,
                 inputs[n],
                 logits[n],
-                asked[0][0],
-                asked[0][1] if asked[0][2] is None else Contrast(asked[0][1], asked[0][2]),
+                {(of, against): row for row, of, against in asked},
                 [names[k] for k in range(len(names))] + [_question(names, pairs[c][n]) for c in contrasts],
                 {layer: (values[n], signed[n]) for layer, (values, signed) in raw.items()},
             )
 
-    def _judged(self, batch: Sequence[Made]) -> list[dict[str, Verdict]]:
-        """Hold the map shown by itself against the controls, layer by layer."""
-        inputs = np.stack([made.network_input for made in batch])
-        targets = [made.target for made in batch]
-        found: list[dict[str, Verdict]] = [{} for _ in batch]
+    def _judged(self, batch: Sequence[Made]) -> list[dict[tuple[str, Asked], Verdict]]:
+        """Hold every map that is shown against the controls."""
+        shown = [(number, asked) for number, made in enumerate(batch) for asked in made.rows]
+        inputs = np.stack([batch[number].network_input for number, _ in shown])
+        targets = [of if against is None else Contrast(of, against) for _, (of, against) in shown]
+        found: list[dict[tuple[str, Asked], Verdict]] = [{} for _ in batch]
         for layer in self.layers:
-            maps = [made.raw[layer][0][made.row] for made in batch]
-            for place, one in zip(
-                found, verdicts(self.model, inputs, maps, targets, self.method, layer), strict=True
-            ):
-                place[layer] = one
+            maps = [batch[number].raw[layer][0][batch[number].rows[asked]] for number, asked in shown]
+            judged = verdicts(self.model, inputs, maps, targets, self.method, layer)
+            for (number, asked), verdict in zip(shown, judged, strict=True):
+                found[number][layer, asked] = verdict
         return found
 
-    def _written(self, subject: Subject, made: Made, found: dict[str, Verdict], folder: Path) -> Entry:
+    def _written(
+        self, subject: Subject, made: Made, found: dict[tuple[str, Asked], Verdict], folder: Path
+    ) -> Entry:
         cell, entry = made.cell, _entry_of(made.cell)
         shown = next(iter(cell.maps.values()))[0]
         entry.question = cell.question(shown)
         entry.on_padding = {layer: one.on_padding for layer, (one, _) in cell.maps.items()}
-        entry.verdicts = found
+        for (layer, (of, against)), verdict in found.items():
+            question = cell.class_names[of] if against is None else _question(cell.class_names, (of, against))
+            entry.verdicts.append(Judged(layer, question, verdict))
         end = f"{safe(entry.class_name)}_{subject.stem}"
         pictures = (
             (CELLS_FOLDER, "gradcam", panels.panel_of_cell, entry.question),
@@ -396,17 +407,22 @@ class MapJob:
             f"difference over {count} cells and {len(self.model.class_names)} classes is "
             f"{self.unexplained:.1e}."
         ]
-        found = [verdict for entry in entries for verdict in entry.verdicts.values()]
+        found = [judged.verdict for entry in entries for judged in entry.verdicts]
         if found:
+            tested = [verdict for verdict in found if verdict.tested]
             passes = sum(verdict.forward_passes for verdict in found)
+            least = f"{100 * LEAST_PROBABILITY:.0f} %"
             said.append(
-                f"Verdicts: {sum(verdict.beats_controls for verdict in found)} of {len(found)} maps beat "
-                f"their controls; the verdicts cost {passes:,} forward passes."
+                f"Verdicts: {sum(verdict.beats_controls for verdict in tested)} of {len(tested)} tested maps "
+                f"beat their controls; {len(found) - len(tested)} were not tested, since the network gives "
+                f"their class under {least} or they are empty. The verdicts cost {passes:,} forward passes, "
+                f"{passes / count:.0f} a cell. Each is on what speaks for a class, not on what speaks "
+                "against it."
             )
         if not self.with_verdicts:
             said.append(
-                "Verdicts were left out: whether these maps beat any control is not known. They cost "
-                f"{FORWARD_PASSES} forward passes a map."
+                "Verdicts were left out: whether these maps beat any control is not known. One costs up to "
+                f"{FORWARD_PASSES} forward passes."
             )
         return said
 
@@ -419,8 +435,7 @@ class Made:
         cell: for the pictures.
         network_input: uint8 [S, S, 3].
         logits: float32 [C].
-        row: of the map shown by itself.
-        target: what that map explains; of a contrast both classes are named.
+        rows: what each map that is shown asks, first the one by itself -> its row in the raw maps.
         questions: what each row of the raw maps answers.
         raw: layer -> evidence for, and for minus against, float32 [T, h, w] each.
     """
@@ -428,8 +443,7 @@ class Made:
     cell: Explanation
     network_input: np.ndarray
     logits: np.ndarray
-    row: int
-    target: Target
+    rows: dict[Asked, int]
     questions: list[str]
     raw: dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -14,7 +14,43 @@ from cervicyte.explanation.verdict import Verdict
 from cervicyte.pages import bullets, page_of, plural
 
 RECORD = "explanation.json"
-PICTURE_STYLE = "main img { max-width: 100%; height: auto; margin-bottom: .75rem }"
+STYLE = """
+main img { max-width: 100%; height: auto; margin-bottom: .75rem }
+.verdicts { list-style: none; padding: 0; max-width: 60rem; }
+.verdicts li { border-left: 4px solid var(--line); padding: .1rem .7rem; margin: .3rem 0; }
+.verdicts .beats { border-color: #2c8a47; }
+.verdicts .fails { border-color: #c62f45; }
+"""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A map that is shown, and its verdict.
+
+    Attributes:
+        layer: of the network.
+        question: what the map answers: a class, or one class and not another.
+        verdict: on what speaks for it.
+    """
+
+    layer: str
+    question: str
+    verdict: Verdict
+
+    def record(self) -> dict[str, Any]:
+        """Return what the record says of it, as JSON values."""
+        verdict = self.verdict
+        return {
+            "layer": self.layer,
+            "map": self.question,
+            "tested": verdict.tested,
+            "beats_controls": verdict.beats_controls,
+            "probability": round(verdict.probability, 6),
+            "score": round(verdict.score, 4) if verdict.tested else None,
+            "controls": {name: round(value, 4) for name, value in verdict.controls.items()},
+            "forward_passes": verdict.forward_passes,
+            "sentence": verdict.sentence,
+        }
 
 
 @dataclass
@@ -28,7 +64,7 @@ class Entry:
     seen_in_training: bool
     question: str = ""
     on_padding: dict[str, float] = field(default_factory=dict)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    verdicts: list[Judged] = field(default_factory=list)  # first of the map shown by itself
     panels: list[tuple[str, str]] = field(default_factory=list)  # (file, what it shows)
     arrays: list[str] = field(default_factory=list)
 
@@ -47,15 +83,7 @@ class Entry:
             "seen_in_training": self.seen_in_training,
             "question": self.question,
             "share_on_padding": {layer: round(share, 4) for layer, share in self.on_padding.items()},
-            "verdicts": {
-                layer: {
-                    "beats_controls": verdict.beats_controls,
-                    "score": round(verdict.score, 4),
-                    "controls": {name: round(value, 4) for name, value in verdict.controls.items()},
-                    "sentence": verdict.sentence,
-                }
-                for layer, verdict in self.verdicts.items()
-            },
+            "verdicts": [judged.record() for judged in self.verdicts],
             "files": [*(file for file, _ in self.panels), *self.arrays],
         }
 
@@ -103,7 +131,7 @@ def gallery_page(
         f"{write(title)}. Written {provenance['written']} by Cervicyte {__version__} "
         f"({provenance['commit']}).",
         [part + "\n" for part in parts],
-        style=PICTURE_STYLE,
+        style=STYLE,
     )
 
 
@@ -121,12 +149,8 @@ def _entry_html(entry: Entry, class_names: Sequence[str], title: str) -> Iterato
         truth = f"true class {write(entry.true_class)}, none of the model's"
     seen = " <strong>This cell took part in training.</strong>" if entry.seen_in_training else ""
     yield f"<p>{write(said)}; {truth}.{seen}</p>"
-    for layer, verdict in entry.verdicts.items():
-        mark = "beats its controls" if verdict.beats_controls else "does not beat its controls"
-        yield (
-            f"<p><strong>{write(layer)}: the map for {write(entry.question)} {mark}.</strong> "
-            f"{write(verdict.sentence)}</p>"
-        )
+    if entry.verdicts:
+        yield f"<ul class=verdicts>{''.join(map(_verdict_html, entry.verdicts))}</ul>"
     if entry.on_padding:
         shares = (f"{layer}: {padding_sentence(share)}" for layer, share in entry.on_padding.items())
         yield f"<p class=note>{write('; '.join(shares))}.</p>"
@@ -137,3 +161,11 @@ def _entry_html(entry: Entry, class_names: Sequence[str], title: str) -> Iterato
     if entry.arrays:
         links = ", ".join(f'<a href="{quote(file)}">{write(file)}</a>' for file in entry.arrays)
         yield f"<p class=note>Raw: {links}</p>"
+
+
+def _verdict_html(judged: Judged) -> str:
+    verdict, mark = judged.verdict, "untested"
+    if verdict.tested:
+        mark = "beats" if verdict.beats_controls else "fails"
+    head = f"{judged.layer}, {judged.question}: {verdict.short}."
+    return f"<li class={mark}><strong>{html.escape(head)}</strong> {html.escape(verdict.sentence)}</li>"

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cervicyte.explanation.cam import Gates
-from cervicyte.explanation.colours import DEFAULT_COLOURS, alone, overlay
+from cervicyte.explanation.colours import DEFAULT_COLOURS, alone, overlay, strong_colour
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SIDE = 360  # pixels of a tile for all but larger images
@@ -29,6 +29,9 @@ LARGEST_SIDE = 1024
 MOST_COLUMNS = 6
 CHANNELS = "How far each channel is open, from 0 (shut, below) to 1 (above), sorted; the lines are quarters."
 EVEN = 1e-3  # a gate that varies less says nothing; its rounding is not to be blown up
+Asked = tuple[int, int | None]
+"""A class, and the one that it is held against or None."""
+
 INK, GREY, RED, GREEN, FRAME, MAT = "#1b1f24", "#57606a", "#a40e26", "#116329", "#d0d7de", "#f6f8fa"
 
 
@@ -52,13 +55,24 @@ class Map:
     places: tuple[int, int]
     on_padding: float
 
+    @property
+    def asked(self) -> Asked:
+        """What the map answers; no two maps of one cell and layer have the same."""
+        return self.of, self.against
+
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence below a row of pictures, and whether it is good news, bad news or neither."""
+    """What stands below pictures, in few words where the place is narrow; good news, bad news or neither."""
 
     text: str
     good: bool | None = None
+    short: str = ""
+
+    @property
+    def ink(self) -> str:
+        """The colour of its letters."""
+        return {None: GREY, True: GREEN, False: RED}[self.good]
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class Explanation:
         highest: layer -> the highest value of any class of the model in this cell.
         largest: layer -> the largest signed value, of either sign, of any class or map shown.
         seen: whether it, or another photograph of the same place, took part in training.
-        verdicts: layer -> what is to be said of the map shown by itself.
+        verdicts: layer and question of a map, see `Map.asked` -> what is to be said of it.
     """
 
     name: str
@@ -87,7 +101,7 @@ class Explanation:
     highest: dict[str, float] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     seen: bool = False
-    verdicts: dict[str, Sentence] = field(default_factory=dict)
+    verdicts: dict[tuple[str, Asked], Sentence] = field(default_factory=dict)
 
     @property
     def predicted(self) -> int:
@@ -111,6 +125,9 @@ def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS
             sides = cell.class_names[shown.against], cell.class_names[shown.of]
             bar = _two_sided_bar(cell, colours, f"1 for {sides[0]}", f"1 for {sides[1]}")
         peak = np.abs(values).max() / top if top > 0 else 0.0
+        said = [cell.verdicts[layer, shown.asked]] if (layer, shown.asked) in cell.verdicts else []
+        if said and shown.against is not None:
+            said.append(Sentence(_only_what_speaks_for(cell.class_names[shown.of], colours)))
         rows.append(
             Row(
                 (
@@ -126,7 +143,7 @@ def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS
                         padding_sentence(shown.on_padding),
                     ),
                 ),
-                (cell.verdicts[layer],) if layer in cell.verdicts else (),
+                tuple(said),
             )
         )
     return _panel(cell, f"{method} at {', '.join(cell.maps)}", rows, bar)
@@ -135,9 +152,11 @@ def panel_of_cell(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS
 def panel_of_classes(cell: Explanation, method: str, colours: str = DEFAULT_COLOURS) -> Image.Image:
     """Draw for each layer the cell and the maps side by side, over the cell and below by themselves.
 
-    All maps of a layer share one scale with two sides: evidence for and evidence against.
+    All maps of a layer share one scale with two sides: evidence for and evidence against. Each has its own
+    verdict below it, where there is one.
     """
     rows = []
+    on_verdicts = f" {_only_what_speaks_for('its class', colours)}" if cell.verdicts else ""
     for layer, (_, beside) in cell.maps.items():
         top = cell.largest[layer]
         over = [
@@ -145,6 +164,7 @@ def panel_of_classes(cell: Explanation, method: str, colours: str = DEFAULT_COLO
                 overlay(cell.image, shown.signed, top, colours, signed=True),
                 _with_confidence(cell, shown),
                 _extremes(shown.signed, top),
+                cell.verdicts.get((layer, shown.asked)),
             )
             for shown in beside
         ]
@@ -152,7 +172,7 @@ def panel_of_classes(cell: Explanation, method: str, colours: str = DEFAULT_COLO
         each = MOST_COLUMNS - 1
         for start in range(0, len(beside), each):
             first = _cell_tile(cell)
-            blank = Tile(None, "", f"The same maps by themselves: {_at(layer, beside[0])}")
+            blank = Tile(None, "", f"The same maps by themselves: {_at(layer, beside[0])}.{on_verdicts}")
             rows.append(Row((first, *over[start : start + each])))
             rows.append(Row((blank, *by_itself[start : start + each])))
     return _panel(cell, f"{method} at {', '.join(cell.maps)}", rows, _two_sided_bar(cell, colours))
@@ -220,11 +240,12 @@ def percent(share: float) -> str:
 @dataclass(frozen=True)
 class Tile:
     """One picture of a panel, uint8 [H, W, 3] or None for an empty place, under its title and a line in
-    small print."""
+    small print, and above what is said of it in few words."""
 
     picture: np.ndarray | None
     title: str
     remark: str
+    below: Sentence | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +278,10 @@ def _with_confidence(cell: Explanation, shown: Map) -> str:
     if shown.against is not None:
         return f"Why {cell.question(shown)}?"
     return f"{cell.class_names[shown.of]}, {percent(cell.probabilities[shown.of])}"
+
+
+def _only_what_speaks_for(name: str, colours: str) -> str:
+    return f"A verdict is on what speaks for {name} ({strong_colour(colours)}), not on what speaks against."
 
 
 def _extremes(signed: np.ndarray, top: float) -> str:
@@ -320,7 +345,7 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
     margin, gap, line, small_line = px(24), px(16), px(23), px(18)
     inner = max(columns, 2) * (side + gap) - gap  # two columns have room for the colour bar and most names
     name_font, bold, plain = _font(px(20), bold=True), _font(px(16), bold=True), _font(px(16))
-    small = _font(px(13))
+    small, bold_small = _font(px(13)), _font(px(14), bold=True)
 
     predicted = cell.class_names[cell.predicted]
     truth, ink = _truth(cell)
@@ -343,9 +368,10 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
     heights = [
         max(_fitted(tile.picture, side)[1] for tile in row.tiles if tile.picture is not None) for row in rows
     ]
+    below_lines = [px(4) + line * any(tile.below for tile in row.tiles) for row in rows]
     sentences = [
         [
-            (text, {None: GREY, True: GREEN, False: RED}[sentence.good])
+            (text, sentence.ink)
             for sentence in row.sentences
             for text in _wrapped(sentence.text, plain, inner, most=4)
         ]
@@ -353,8 +379,10 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
     ]
     meaning = _wrapped(bar.meaning, small, inner)
     height = margin + sum(entry[3] for entry in header) + px(14)
-    for most, remark, tall, below in zip(most_lines, remark_lines, heights, sentences, strict=True):
-        height += most * line + remark + px(6) + tall + px(12) + len(below) * line + px(10)
+    for most, remark, tall, under, said in zip(
+        most_lines, remark_lines, heights, below_lines, sentences, strict=True
+    ):
+        height += most * line + remark + px(6) + tall + under + px(8) + len(said) * line + px(10)
     height += px(28) + px(22) + len(meaning) * small_line + px(14) + small_line + margin
 
     canvas = Image.new("RGB", (2 * margin + inner, height), "white")
@@ -364,8 +392,8 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
         draw.text((margin, y), text, colour, font)
         y += advance
     y += px(14)
-    for row, lines_of_row, most, remark, tall, below in zip(
-        rows, titles, most_lines, remark_lines, heights, sentences, strict=True
+    for row, lines_of_row, most, remark, tall, under, said in zip(
+        rows, titles, most_lines, remark_lines, heights, below_lines, sentences, strict=True
     ):
         remark_y = y + most * line
         picture_y = remark_y + remark + px(6)
@@ -379,8 +407,11 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
                 continue
             draw.text((x, remark_y), _shortened(tile.remark, small, side), GREY, small)
             _draw_picture(canvas, tile.picture, (x, picture_y), (side, tall))
-        y = picture_y + tall + px(12)
-        for text, colour in below:
+            if tile.below is not None:
+                text = _shortened(tile.below.short, bold_small, side)
+                draw.text((x, picture_y + tall + px(6)), text, tile.below.ink, bold_small)
+        y = picture_y + tall + under + px(8)
+        for text, colour in said:
             draw.text((margin, y), text, colour, plain)
             y += line
         y += px(10)

@@ -11,10 +11,15 @@ answer is right. Images with pixels taken out are like none that the network was
 make a coarse measure: of maps drawn blindly about one in four would pass. A map that fails is not shown to
 be wrong; the centre or the darkness may be what the network relies on. The audit has the figures over many
 cells, with intervals.
+
+A class that the network gives next to no probability leaves nothing to take away: its map is not tested, and
+does not beat anything. The unchanged image alone settles that, in one pass for all classes of an image. Nor
+is a map tested that marks nothing: its pixels would be ranked by a draw, which may well win.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,15 +27,17 @@ import numpy as np
 
 from cervicyte.explanation import cam
 from cervicyte.explanation.controls import CONTROLS, control_maps
-from cervicyte.explanation.faithfulness import Score, deletion_and_insertion, probability_of
+from cervicyte.explanation.faithfulness import Score, deletion_and_insertion, of_target, probabilities_of
 from cervicyte.network.model_file import ModelFile
 
 STEPS = 6
 MARGIN = 0.01  # of a score between -1 and 1; what is closer is not called a difference
 LEAST_PROBABILITY = 0.05  # of the class: below, there is next to nothing to take away or to put back
 FORWARD_PASSES = 3 + 2 * (1 + len(CONTROLS)) * (STEPS - 1) + 1
-"""Images that one verdict sends through a network: whole, empty and blurred, the steps of the map and of
-each control in both directions, and the random network's own map (which also takes a backward pass)."""
+"""Images that the test of one map sends through a network: whole, empty and blurred, the steps of the map
+and of each control in both directions, and the random network's own map (which also takes a backward pass).
+Several maps of one image share the first three and the steps of centre and darkness. A map that is not tested
+costs no more than its share in the whole image's pass."""
 
 NAMES = {
     "centre": "a blob in the centre",
@@ -44,24 +51,41 @@ class Verdict:
     """What was measured for one map.
 
     Attributes:
-        beats_controls: its score exceeds that of every control by more than `MARGIN`, and the class has
-            some probability to begin with.
-        score: insertion minus deletion, -1 to 1.
-        controls: the same of each control, by the names in `controls.CONTROLS`.
-        forward_passes: images sent through a network for this verdict.
-        probability: of the explained class on the whole image; below `LEAST_PROBABILITY` nothing beats.
+        score: insertion minus deletion, -1 to 1; NaN if the map was not tested.
+        controls: the same of each control, by the names in `controls.CONTROLS`; none if not tested.
+        forward_passes: images sent through a network for this verdict. What several verdicts on one image
+            share is counted with the first of them that needs it.
+        probability: of what is explained, on the whole image; below `LEAST_PROBABILITY` no map is tested.
+        empty: whether the map marks nothing.
     """
 
-    beats_controls: bool
     score: float
     controls: dict[str, float]
     forward_passes: int
     probability: float
+    empty: bool = False
+
+    @property
+    def tested(self) -> bool:
+        """Whether the class has enough probability, and a map, to be held against the controls."""
+        return self.probability >= LEAST_PROBABILITY and not self.empty
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """The controls whose scores the map's does not exceed by more than `MARGIN`."""
+        return [name for name, score in self.controls.items() if self.score <= score + MARGIN]
+
+    @property
+    def beats_controls(self) -> bool:
+        """Whether it was tested and beats every control."""
+        return self.tested and not self.unbeaten
 
     @property
     def sentence(self) -> str:
         """The verdict in words for the person who looks at the map."""
-        if self.probability < LEAST_PROBABILITY:
+        if self.empty:
+            return "The map is empty: at this layer nothing in the image speaks for this class."
+        if not self.tested:
             return (
                 f"Not to be relied on: the network gives this class {100 * self.probability:.1f} %, too "
                 "little for the map to be tested."
@@ -72,12 +96,20 @@ class Verdict:
                 f"On this image the map beats all {len(self.controls)} controls: score {self.score:.2f}; the "
                 f"best control, {NAMES[best]}, {self.controls[best]:.2f}."
             )
-        ahead = [name for name in self.controls if self.score <= self.controls[name] + MARGIN]
-        listed = ", ".join(f"{NAMES[name]} ({self.controls[name]:.2f})" for name in ahead)
+        listed = ", ".join(f"{NAMES[name]} ({self.controls[name]:.2f})" for name in self.unbeaten)
         return (
             f"On this image the map does not beat {listed}: score {self.score:.2f}. Do not rely on where it "
             "points."
         )
+
+    @property
+    def short(self) -> str:
+        """The verdict in a few words, for a place below a picture."""
+        if self.empty:
+            return "not tested: the map is empty"
+        if not self.tested:
+            return f"not tested: class under {100 * LEAST_PROBABILITY:.0f} %"
+        return "beats the controls" if self.beats_controls else f"does not beat: {', '.join(self.unbeaten)}"
 
 
 def verdicts(
@@ -93,41 +125,41 @@ def verdicts(
 
     Args:
         model: its network lies on any device, in evaluation mode.
-        inputs: preprocessed images, uint8 [N, S, S, 3], RGB.
+        inputs: preprocessed images, uint8 [N, S, S, 3], RGB; an image stands there once for each of its maps.
         maps: of what speaks for the class, float [N, h, w], edge to edge over the inputs.
-        targets: what the map of each image explains: a class by its index, or a contrast of two named ones,
-            whose score is the probability among these two alone.
+        targets: what each map explains: a class by its index, or a contrast of two named ones, of which the
+            probability among these two alone is measured.
         method, layer: how the maps were made; the random network is asked for the same.
-        score: what is measured; the probability unless given.
+        score: what is measured; the network's probabilities unless given.
     """
     if not len(inputs) == len(maps) == len(targets):
         raise ValueError(f"{len(inputs)} images, {len(maps)} maps and {len(targets)} targets do not match")
     if not len(inputs):
         return []
-    controls = control_maps(model, inputs, targets, method, layer)
-    found = []
-    for index, (image, target) in enumerate(zip(inputs, targets, strict=True)):
-        tried = [maps[index], *(controls[name][index] for name in CONTROLS)]
-        of, against = _classes_of(target)
-        measured = deletion_and_insertion(score or probability_of(model, against), image, of, tried, STEPS)
-        own, *others = (float(value) for value in measured.insertion - measured.deletion)
-        probable = measured.whole >= LEAST_PROBABILITY
-        found.append(
-            Verdict(
-                beats_controls=probable and all(own > other + MARGIN for other in others),
-                score=own,
-                controls=dict(zip(CONTROLS, others, strict=True)),
-                forward_passes=measured.scored + 1,
-                probability=measured.whole,
+    score = score or probabilities_of(model)
+    rows_of: dict[bytes, list[int]] = {}
+    for row, image in enumerate(inputs):
+        rows_of.setdefault(image.tobytes(), []).append(row)
+    whole = score(inputs[[rows[0] for rows in rows_of.values()]])
+    found: dict[int, Verdict] = {}
+    for rows, probabilities in zip(rows_of.values(), whole, strict=True):
+        for row, passes in zip(rows, [1] + [0] * (len(rows) - 1), strict=True):
+            probability = float(of_target(probabilities, targets[row]))
+            found[row] = Verdict(math.nan, {}, passes, probability, empty=not (maps[row] > 0).any())
+        tested = [row for row in rows if found[row].tested]
+        if tested:
+            image, asked = inputs[rows[0]], [targets[row] for row in tested]
+            controls = control_maps(model, inputs[tested], asked, method, layer)
+            tried = [maps[row] for row in tested] + [values for name in CONTROLS for values in controls[name]]
+            measured = deletion_and_insertion(
+                score, image, tried, asked * (1 + len(CONTROLS)), STEPS, probabilities
             )
-        )
-    return found
-
-
-def _classes_of(target: cam.Target) -> tuple[int, int | None]:
-    """Return the class explained, and of a contrast the one that it is held against."""
-    if not isinstance(target, cam.Contrast):
-        return int(target), None
-    if target.of is None or target.against is None:
-        raise ValueError("a contrast to be judged names both classes")
-    return target.of, target.against
+            scores = (measured.insertion - measured.deletion).reshape(1 + len(CONTROLS), len(tested))
+            for place, (row, (own, *others)) in enumerate(zip(tested, scores.T.tolist(), strict=True)):
+                found[row] = Verdict(
+                    own,
+                    dict(zip(CONTROLS, others, strict=True)),
+                    found[row].forward_passes + (measured.scored if place == 0 else 0) + 1,
+                    found[row].probability,
+                )
+    return [found[row] for row in range(len(inputs))]

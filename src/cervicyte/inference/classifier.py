@@ -116,11 +116,8 @@ class Classifier:
             ValueError: the image is not an array as described.
         """
         names = self.class_names if classes is None else tuple(classes)
-        for name in names:
-            if name not in self.class_names:
-                raise UsageError(f"There is no class {name!r}; choose from {', '.join(self.class_names)}.")
         network = self.model.network
-        indices = [self.class_names.index(name) for name in names]
+        indices = [self._index(name) for name in names]
         maps = cam.explain(network, self._input([image]), method, [layer], indices)[layer][0]
         height, width = image.shape[:2]
         onto_original = self.model.preprocessing.onto_original
@@ -139,16 +136,24 @@ class Classifier:
         """Return whether the map of one class beats the controls on one image, see `verdict`.
 
         This takes `verdict.FORWARD_PASSES` images through the network, so that an explanation should be
-        shown first.
+        shown first; one image, where the network gives the class too little probability for a test.
 
         Args:
             preprocessed: the image as `model.preprocessing` leaves it, uint8 [S, S, 3].
             class_name, layer, method: of the map, as in `explain`.
+
+        Raises:
+            UsageError: unknown class, layer or method.
         """
-        wanted = [self.class_names.index(class_name)]
+        wanted = [self._index(class_name)]
         inputs = preprocessed[np.newaxis]
         maps = class_maps(self.model.network, self.model, inputs, wanted, (method,), (layer,))
         return verdicts(self.model, inputs, maps[method, layer], wanted, method, layer)[0]
+
+    def _index(self, class_name: str) -> int:
+        if class_name not in self.class_names:
+            raise UsageError(f"There is no class {class_name!r}; choose from {', '.join(self.class_names)}.")
+        return self.class_names.index(class_name)
 
     def _input(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input, float32 [N, 3, S, S], on its device."""

@@ -6,10 +6,12 @@ in torchvision's form; S. Woo et al., "CBAM", ECCV 2018.
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
@@ -125,3 +127,31 @@ class CBAMResNet50(ResNet):
         for module in frozen:
             module.requires_grad_(False)
         return frozen
+
+
+def folded(network: CBAMResNet50) -> CBAMResNet50:
+    """Return a copy that computes the same with each batch normalisation folded into its convolution.
+
+    The copy answers in evaluation mode only, and differs by rounding: a convolution and a normalisation
+    are one multiplication and one addition of each feature the less.
+
+    Example:
+        >>> network, images = CBAMResNet50(5).eval(), torch.rand(2, 3, 64, 64)
+        >>> torch.allclose(folded(network)(images), network(images), rtol=1e-3, atol=1e-4)
+        True
+    """
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(copied.modules()):
+        if isinstance(module, Bottleneck):
+            for convolution, normalisation in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")):
+                _fold(module, convolution, normalisation)
+            if module.downsample is not None:
+                _fold(module.downsample, "0", "1")
+    _fold(copied, "conv1", "bn1")
+    return copied
+
+
+def _fold(parent: nn.Module, convolution: str, normalisation: str) -> None:
+    both = parent.get_submodule(convolution), parent.get_submodule(normalisation)
+    parent.register_module(convolution, fuse_conv_bn_eval(*both))
+    parent.register_module(normalisation, nn.Identity())
