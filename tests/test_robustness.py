@@ -61,6 +61,7 @@ def test_every_cell_is_asked_for_clean_and_spoilt_by_the_network_that_did_not_se
         assert "robustness" in json.loads(lines[-1])["command"]
     content = json.loads((tmp_path / "r" / "robustness.json").read_text())
     assert content["cells"] == 12
+    assert any("the like of: JPEG, brightness, gaussian blur, stain." in one for one in content["caveats"])
     assert content["notice"] == RESEARCH_USE_ONLY
     assert RESEARCH_USE_ONLY in told.output
 
