@@ -71,7 +71,7 @@ optimism: setup ## what splits by cell and by field gain, with frozen features; 
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --frozen --seeds 0,1,2,3,4 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_frozen
 
-optimism-finetuned: setup ## the same with fine-tuned networks; about an hour, resumable
+optimism-finetuned: setup ## the same with fine-tuned networks; half an hour, resumable
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --recipe recipes/quick.yaml \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_finetuned
 
