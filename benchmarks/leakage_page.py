@@ -97,7 +97,7 @@ def finetuned(optimism: dict[str, Any] | None) -> str:
         rate(optimism["figures"]["accuracy"][f"{by} - group"], signed=True) for by in ("cell", "field")
     )
     return f"""[The same with fine-tuned networks](results/optimism_finetuned/optimism.md): ResNet-50, CBAM
-{recipe["placement"]}, all layers after stage {recipe["frozen_stages"]} trained for {recipe["epochs"]} epochs at
+{recipe["placement"]}, all after stage {recipe["frozen_stages"]} trained for {recipe["epochs"]} epochs at
 {optimism["model"]["image_size"]} pixels, which is less than a good network gets, seed
 {", ".join(map(str, optimism["seeds"]))}:
 
