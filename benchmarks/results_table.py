@@ -157,8 +157,8 @@ def audit_lines(results: Path) -> list[str]:
         *lines,
         "",
         f"**How to read it.** The best map by score, {best}, gains {gains(audit, best)}; the blob in the "
-        f"middle alone reaches {share:.0%} of its score. {told_apart(audit, default)} All of this on the cells "
-        "on which the best was chosen.",
+        f"middle alone reaches {share:.0%} of its score. {told_apart(audit, default)} All of this on the "
+        "cells on which the best was chosen.",
         "",
         f"The default is {default}: it gains {gains(audit, default)}. By class, over the centre blob: "
         f"{by_class(audit, default)}. Where an interval holds 0, do not rely on where these maps point "
