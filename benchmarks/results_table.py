@@ -178,6 +178,35 @@ def gains(audit: dict[str, Any], name: str) -> str:
     return ", ".join(f"{signed(against[control]['score'])} over {control}" for control in against)
 
 
+def folds_lines(results: Path) -> list[str]:
+    """Return the cross-validated linear probe: what any fine-tuned network must beat, calibrated and nested."""
+    content = json.loads((results / "probe_cross_validation" / "cross_validation.json").read_text())
+    figures, seeds = content["figures"], ", ".join(map(str, content["context"]["seeds"]))
+    least = min(
+        (figures[f"set_coverage, {name}"] for name in content["class_names"]), key=lambda one: one["value"]
+    )
+    size, error = (figures[name] for name in ("mean_set_size", "adaptive_calibration_error_after"))
+    return [
+        "## SIPaKMeD, all five folds by group: the linear probe",
+        "",
+        f"`make probe-folds`, commit `{content['provenance']['commit']}`; {content['cells']:,} cells in "
+        f"{content['groups']:,} groups, seeds {seeds}; {content['context']['model']['kind']}. What a "
+        "fine-tuned network must beat. Temperature, thresholds and certainty are fitted on the other folds. "
+        "[All figures](probe_cross_validation/cross_validation.md).",
+        "",
+        f"Accuracy {rate(figures['accuracy'])}, macro F1 {rate(figures['macro_f1'])}, abnormal called normal "
+        f"{rate(figures['abnormal_called_normal'])}; calibration error over bins of equal size "
+        f"{error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}]; prediction sets of 95 % hold the "
+        f"class of {rate(least)} of the cells of the least covered class, and {size['value']:.2f} "
+        f"[{size['low']:.2f}, {size['high']:.2f}] classes in the mean; accuracy on the 90 % most certain "
+        f"{rate(figures['accuracy_at_90_coverage'])}.",
+        "",
+        "Fine-tuned networks on all five folds: **not run** at full size "
+        "(`cervicyte cross-validate ../shared/data/sipakmed --recipe recipes/two-cores.yaml --backbone FILE`).",
+        "",
+    ]
+
+
 def told_apart(audit: dict[str, Any], name: str) -> str:
     """Say of a map whether it is told apart from the best, by score and by ROAD."""
     said = []
@@ -233,6 +262,7 @@ def page(results: Path = RESULTS) -> str:
     for name, (title, command) in RUNS.items():
         if (results / name / "metrics.json").is_file():
             lines += section(name, title, command, results)
+    lines += folds_lines(results)
     if (results / "optimism_frozen" / "optimism.md").is_file():
         lines += [
             "## What a split that leaks is worth",
