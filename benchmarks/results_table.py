@@ -179,7 +179,7 @@ def gains(audit: dict[str, Any], name: str) -> str:
 
 
 def folds_lines(results: Path) -> list[str]:
-    """Return the cross-validated linear probe: what any fine-tuned network must beat, calibrated and nested."""
+    """Return the cross-validated linear probe, calibrated and nested: what a fine-tuned network must beat."""
     content = json.loads((results / "probe_cross_validation" / "cross_validation.json").read_text())
     figures, seeds = content["figures"], ", ".join(map(str, content["context"]["seeds"]))
     least = min(
@@ -201,8 +201,8 @@ def folds_lines(results: Path) -> list[str]:
         f"[{size['low']:.2f}, {size['high']:.2f}] classes in the mean; accuracy on the 90 % most certain "
         f"{rate(figures['accuracy_at_90_coverage'])}.",
         "",
-        "Fine-tuned networks on all five folds: **not run** at full size "
-        "(`cervicyte cross-validate ../shared/data/sipakmed --recipe recipes/two-cores.yaml --backbone FILE`).",
+        "Fine-tuned networks on all five folds: **not run** at full size (`cervicyte cross-validate "
+        "../shared/data/sipakmed --recipe recipes/two-cores.yaml --backbone FILE`).",
         "",
     ]
 
