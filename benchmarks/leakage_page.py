@@ -99,7 +99,8 @@ def finetuned(optimism: dict[str, Any] | None) -> str:
         for one in differences
     )
     return f"""[The same with fine-tuned networks](results/optimism_finetuned/optimism.md): ResNet-50
-{"without CBAM" if recipe["placement"] == "none" else "with CBAM"}, all after stage {recipe["frozen_stages"]} trained for {recipe["epochs"]} epochs at
+{"without" if recipe["placement"] == "none" else "with"} CBAM, all after stage {recipe["frozen_stages"]}
+trained for {recipe["epochs"]} epochs at
 {optimism["model"]["image_size"]} pixels, which is less than a good network gets, seed
 {", ".join(map(str, optimism["seeds"]))}:
 

@@ -270,8 +270,8 @@ def page(results: Path = RESULTS) -> str:
             "[The same linear probe under splits by cell, by field and by independent "
             "group](optimism_frozen/optimism.md) (`make optimism`); [the same with fine-tuned "
             "networks](optimism_finetuned/optimism.md) (`make optimism-finetuned`); "
-            "[what leaks, how it was found, what it is worth](../leakage.md) (`make leakage`); [how well twins are found](twins/quality.md) (`make "
-            "twins`).",
+            "[what leaks, how it was found, what it is worth](../leakage.md) (`make leakage`); "
+            "[how well twins are found](twins/quality.md) (`make twins`).",
             "",
         ]
     lines += inspection_lines(results)
