@@ -19,7 +19,6 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from cervicyte.datasets.inspection import FILES, LABEL_ERRORS_FILE, inspect_dataset
-from cervicyte.datasets.inspection_findings import STATISTICS
 from cervicyte.datasets.inspection_page import TITLES
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.synthetic import APPEARANCES, CELLS_PER_FIELD, SyntheticCell, dataset_cell
@@ -43,6 +42,7 @@ from cervicyte.evaluation.shortcuts import (
     hidden_region,
 )
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.images.statistics import STATISTICS
 from cervicyte.progress import SILENT
 
 LABELS = ("Dyskeratotic", "Parabasal", "Superficial-Intermediate")

@@ -18,7 +18,6 @@ from test_twins import photographed_again
 from cervicyte.datasets.inspection import FILES, LABEL_ERRORS_FILE, inspect_dataset
 from cervicyte.datasets.inspection_findings import (
     OUTLYING,
-    STATISTICS,
     Addition,
     Finding,
     Inspection,
@@ -29,6 +28,7 @@ from cervicyte.datasets.inspection_page import TITLES
 from cervicyte.datasets.synthetic import APPEARANCES, dataset_cell
 from cervicyte.datasets.synthetic_fields import draw_scene, photograph
 from cervicyte.errors import DatasetError
+from cervicyte.images.statistics import STATISTICS
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 LABELS = tuple(APPEARANCES)

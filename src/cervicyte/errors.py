@@ -49,6 +49,10 @@ class CalibrationError(CervicyteError):
     """A calibration is missing, damaged, or of other classes than what it is applied to."""
 
 
+class FamiliarityError(CervicyteError):
+    """What says how unlike the training cells an image is, is damaged or of another network."""
+
+
 class RecipeError(CervicyteError):
     """A recipe has an unknown key or a value of the wrong type or range."""
 

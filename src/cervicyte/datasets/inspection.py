@@ -30,7 +30,6 @@ from cervicyte.datasets.groups import SIPAKMED_PREFIX, group_by_name
 from cervicyte.datasets.inspection_findings import (
     FIELD_PIXELS,
     MASK_COLOURS,
-    STATISTICS,
     Addition,
     Finding,
     Inspection,
@@ -52,6 +51,7 @@ from cervicyte.datasets.unlike_groups import group_medians, unlike_groups
 from cervicyte.datasets.whole_fields import FIELD_THRESHOLD, field_files, match_fields
 from cervicyte.errors import DatasetError, ImageError
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image, sniff_format
+from cervicyte.images.statistics import STATISTICS, image_statistics
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 
@@ -222,7 +222,7 @@ def _look(path: Path, scale: float) -> Look:
         deviation=float(grey.std()),
         few_colours=_has_few_colours(image),
         colour=_colour(image),
-        statistics=_statistics(image, grey),
+        statistics=image_statistics(image),
         # A whole field is no crop; what is smaller than a few points holds nothing to be compared.
         reduced=None if large or min(height, width) < 8 else reduce_crop(image, scale),
     )
@@ -236,20 +236,6 @@ def _has_few_colours(image: np.ndarray) -> bool:
 def _colour(image: np.ndarray) -> tuple[int, int, int]:
     red, green, blue = (round(value) for value in cv2.mean(image)[:3])
     return red, green, blue
-
-
-def _statistics(image: np.ndarray, grey: np.ndarray) -> tuple[float, ...]:
-    """Return the values of `STATISTICS` in their order."""
-    height, width = grey.shape
-    density = [-np.log10((value + 1) / 256) for value in cv2.mean(image)[:3]]
-    sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var()) / max(float(grey.var()), 1.0)
-    return (
-        float(height * width) ** 0.5,
-        float(grey.mean()),
-        float(np.percentile(grey, 95)),
-        float(density[1] - density[0]),
-        float(np.log10(max(sharpness, 1e-6))),
-    )
 
 
 def _reduced(look: Look) -> Reduced:

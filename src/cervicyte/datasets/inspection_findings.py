@@ -27,6 +27,7 @@ from cervicyte.datasets.layouts import (
 from cervicyte.datasets.twins import Twin
 from cervicyte.datasets.whole_fields import FieldMatches
 from cervicyte.images.reader import FORMAT_OF_SUFFIX
+from cervicyte.images.statistics import STATISTICS
 
 PUBLISHED_FIELDS = {"SIPaKMeD": 966}
 TINY = 24  # pixels; the smallest side of SIPaKMeD's crops is 62, of Herlev's 33
@@ -40,14 +41,6 @@ AUGMENTED_NAME = re.compile(
     r"|bright(?:ness)?|noise|noisy|zoom(?:ed)?|shear(?:ed)?)(?:[_\-. \d]|$)|_copy\b| \(\d+\)$| - copy",
     re.IGNORECASE,
 )
-
-STATISTICS = {
-    "size_px": ("Size", "px", "geometric mean of height and width"),
-    "lightness": ("Lightness", "", "mean luminance, 0 to 255"),
-    "background": ("Exposure", "", "95th percentile of luminance: the light where the glass is clear"),
-    "redness": ("Stain", "", "difference of mean optical density, green minus red: above 0 is pink to red"),
-    "focus": ("Focus", "", "log10 of the variance of the Laplacian over that of luminance"),
-}
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import pandas as pd
 
 from cervicyte.datasets import twins
 from cervicyte.datasets.crops import TURNS
-from cervicyte.datasets.inspection_findings import OUTLYING, STATISTICS, Finding, Inspection, Look
+from cervicyte.datasets.inspection_findings import OUTLYING, Finding, Inspection, Look
 from cervicyte.datasets.layouts import Cell
 from cervicyte.datasets.twins import Twin
 from cervicyte.datasets.unlike_groups import FEWEST_CELLS, GROUP_OUTLYING
 from cervicyte.images.reader import read_image
+from cervicyte.images.statistics import STATISTICS
 from cervicyte.pages import PICTURE_PIXELS, bullets, facts, key_figures, page_of, picture, section
 
 PAIRS_SHOWN = 24  # in each gallery

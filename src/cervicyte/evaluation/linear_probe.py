@@ -10,24 +10,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from cervicyte.datasets.layouts import Cell
-from cervicyte.evaluation.predictions import BATCH, predictions_table
+from cervicyte.evaluation.features import pooled_features
+from cervicyte.evaluation.predictions import predictions_table
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.backbone import load_backbone
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
-from cervicyte.training.cells import load_cells, normalised
+from cervicyte.training.cells import load_cells
 
 STRENGTHS = (0.001, 0.01, 0.1)  # sklearn's C; the best on the validation part is taken
 
 
-@torch.inference_mode()
 def frozen_features(
     cells: Sequence[Cell], backbone: str, preprocessing: Preprocessing, progress: Progress = SILENT
 ) -> np.ndarray:
@@ -35,17 +33,7 @@ def frozen_features(
     images = load_cells(cells, preprocessing, progress)
     network = CBAMResNet50(1, "none")
     load_backbone(network, backbone)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.eval().to(device, memory_format=torch.channels_last)
-    features: list[Tensor] = []
-    progress.start("Frozen features", len(cells))
-    for start in range(0, len(cells), BATCH):
-        batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
-        stage4 = network.features(normalised(batch.to(device), preprocessing), "layer4")
-        features.append(stage4.mean((2, 3)).cpu())
-        progress.advance(len(batch))
-    progress.close()
-    return torch.cat(features).numpy()
+    return pooled_features(network, images, preprocessing, progress, "Frozen features")["stage4"]
 
 
 def probe_predictions(

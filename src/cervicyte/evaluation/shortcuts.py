@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cervicyte.datasets.inspection_findings import STATISTICS, Addition, Finding, Inspection
+from cervicyte.datasets.inspection_findings import Addition, Finding, Inspection
 from cervicyte.datasets.inspection_page import SMALL_PICTURE_PIXELS
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation.cross_validation import as_json
@@ -23,6 +23,7 @@ from cervicyte.evaluation.predictions import predictions_table
 from cervicyte.evaluation.tables import evaluate_predictions
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
+from cervicyte.images.statistics import STATISTICS
 from cervicyte.metrics import Estimate
 from cervicyte.pages import picture
 from cervicyte.provenance import sha256_of_json

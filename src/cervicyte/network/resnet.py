@@ -74,10 +74,14 @@ class CBAMResNet50(ResNet):
         gated = self.placement == "stage"
         return tuple(name for name in LAYERS if gated or not name.startswith("cbam"))
 
-    def features(self, images: Tensor, layer: str) -> Tensor:
-        """Return the activations [N, C, h, w] right after `layer` for images [N, 3, H, W]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for name in self.layers[: self.layers.index(layer) + 1]:
+    def features(self, images: Tensor, layer: str, after: str | None = None) -> Tensor:
+        """Return the activations [N, C, h, w] right after `layer` for images [N, 3, H, W].
+
+        With `after`, the images are the activations right after that layer, and it goes on from there.
+        """
+        x = images if after else self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        begin = self.layers.index(after) + 1 if after else 0
+        for name in self.layers[begin : self.layers.index(layer) + 1]:
             x = self.get_submodule(name)(x)
         return x
 
