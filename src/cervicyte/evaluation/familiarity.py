@@ -351,7 +351,7 @@ def _weighed_percentile(values: np.ndarray, group_of: np.ndarray, percents: np.n
 # --- scores and words ----------------------------------------------------------------------------
 
 
-def percentile_of(values: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
+def percentile_of(values: np.ndarray, quantiles: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the percentile, 0 to 100, of values [N] among what has these quantiles at 0 to 100 %.
 
     Between quantiles it is interpolated; of equal ones, the middle.
@@ -361,7 +361,7 @@ def percentile_of(values: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     return np.where(values < places[0], 0.0, np.where(values > places[-1], 100.0, inside))
 
 
-def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float]) -> np.ndarray:
+def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return values [N] as numbers of standard deviations in a normal distribution of equal percentiles.
 
     Beyond the 1st and the 99th percentile it goes on in a straight line, in units of the distance of that
@@ -383,7 +383,7 @@ def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float
 
 
 def _distinct(
-    quantiles: Sequence[float] | np.ndarray, percents: np.ndarray = PERCENTS
+    quantiles: Sequence[float] | np.ndarray | np.ndarray, percents: np.ndarray = PERCENTS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct quantiles, rising, and the mean percent of each."""
     places, which, counts = np.unique(np.asarray(quantiles, float), return_inverse=True, return_counts=True)
