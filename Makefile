@@ -8,7 +8,7 @@ SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
 
-.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev optimism optimism-finetuned inspection \
+.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev probe-folds optimism optimism-finetuned inspection \
   twins leakage ablation audit benchmark clean
 
 help: ## list these targets
@@ -71,7 +71,11 @@ optimism: setup ## what splits by cell and by field gain, with frozen features; 
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --frozen --seeds 0,1,2,3,4 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_frozen
 
-optimism-finetuned: setup ## the same with fine-tuned networks; about an hour, resumable
+probe-folds: setup ## the control on all five folds by group, with calibration and prediction sets; 5 minutes
+	$(BIN)/cervicyte cross-validate $(SHARED)/data/sipakmed --frozen --seeds 0,1,2 \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/probe_cv
+
+optimism-finetuned: setup ## the same with fine-tuned networks; half an hour, resumable
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --recipe recipes/quick.yaml \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/optimism_finetuned
 

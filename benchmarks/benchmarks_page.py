@@ -33,6 +33,20 @@ def times(first: dict[str, Any], last: dict[str, Any], key: str) -> str:
     return f"{last[key] / first[key]:.1f} times"
 
 
+def stage_lines(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    """Return a row a stage: what it had to do, and how long that took, at two sizes."""
+    lines = [
+        f"| stage | steps of {first['cells']:,} cells | steps of {last['cells']:,} | processor time | "
+        "processor time |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for before, after in zip(first["stages"], last["stages"], strict=True):
+        steps = f"{before['steps']:,} | {after['steps']:,}"
+        seconds = f"{before['processor_s']:,.0f} s | {after['processor_s']:,.0f} s"
+        lines.append(f"| {after['stage']} | {steps} | {seconds} |")
+    return [*lines, ""]
+
+
 def inspection_lines(inspection: dict[str, Any], closer: dict[str, Any]) -> list[str]:
     bounds = closer["bounds"]
     with_network = closer["with_label_errors_and_shortcuts"]
@@ -70,9 +84,12 @@ def inspection_lines(inspection: dict[str, Any], closer: dict[str, Any]) -> list
         first, last = made[0], made[-1]
         lines += [
             f"From {first['cells']:,} to {last['cells']:,} cells, {times(first, last, 'cells')} as many, "
-            f"processor time grows {times(first, last, 'processor_s')} and peak memory "
-            f"{times(first, last, 'peak_memory_mib')}.",
+            f"peak memory grows {times(first, last, 'peak_memory_mib')} and processor time "
+            f"{times(first, last, 'processor_s')}. The made cells have more copies of each cell the more "
+            f"there are, so twins grow {times(first, last, 'twin_pairs')}, and with them the pairs that are "
+            "worth a look; what is tried between joined photographs is bounded for each photograph.",
             "",
+            *stage_lines(first, last),
         ]
     how = inspection["how_augmented"]
     return [

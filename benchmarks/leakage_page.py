@@ -91,20 +91,24 @@ def finetuned(optimism: dict[str, Any] | None) -> str:
     """Return what fine-tuning gains by leaking, or that it was not run."""
     command = "cervicyte optimism ../shared/data/sipakmed --recipe recipes/quick.yaml --backbone FILE"
     if optimism is None:
-        return f"""That table is **not run** (15 trainings, about an hour on two cores: `make
-optimism-finetuned`): `{command}`."""
+        return f"""That table is **not run** (`make optimism-finetuned`, 15 trainings): `{command}`."""
     recipe = optimism["recipe"]
+    differences = (optimism["figures"]["accuracy"][f"{by} - group"] for by in ("cell", "field"))
     by_cell, by_field = (
-        rate(optimism["figures"]["accuracy"][f"{by} - group"], signed=True) for by in ("cell", "field")
+        rate(one, signed=True) + ("" if one["low"] > 0 else " (not told apart from nothing)")
+        for one in differences
     )
-    return f"""[The same with fine-tuned networks](results/optimism_finetuned/optimism.md), all
-layers after stage {recipe["frozen_stages"]} trained for {recipe["epochs"]} epochs at
-{optimism["model"]["image_size"]} pixels, seed {", ".join(map(str, optimism["seeds"]))}:
+    return f"""[The same with fine-tuned networks](results/optimism_finetuned/optimism.md): ResNet-50
+{"without" if recipe["placement"] == "none" else "with"} CBAM, all after stage {recipe["frozen_stages"]}
+trained for {recipe["epochs"]} epochs at
+{optimism["model"]["image_size"]} pixels, which is less than a good network gets, seed
+{", ".join(map(str, optimism["seeds"]))}:
 
 {worth_of(optimism)}
-Here the split by cell flatters accuracy by {by_cell} points, one by field number by {by_field}. One training
-a fold and split: what another seed would change is not in the intervals. A longer training at full size was
-not run under all three splits."""
+Here the split by cell flatters accuracy by {by_cell} points, one by field
+number by {by_field}. One training a fold and split: what another seed
+would change is not in the intervals, and may be as large. A longer training at full size was not run under
+all three splits."""
 
 
 def page(

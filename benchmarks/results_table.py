@@ -12,9 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from cervicyte.explanation.cam import DEFAULT_LAYER, DEFAULT_METHOD
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+AUDIT_FILES = ("explanation_audit", "network_metrics")
 RUNS = {
     "sipakmed": ("SIPaKMeD, fold 0 of 5 by independent group", "make sipakmed"),
     "herlev": ("Herlev, fold 0 of 5 by frame", "make herlev"),
@@ -123,7 +125,7 @@ def audit_lines(results: Path) -> list[str]:
     audit = json.loads(path.read_text())
     network = json.loads((path.parent / "network_metrics.json").read_text())
     maps, settings = audit["maps"]["all"], audit["settings"]
-    best = audit["best"]["score"]
+    best, default = audit["best"]["score"], f"{DEFAULT_METHOD}@{DEFAULT_LAYER}"
     lines = [
         "## What explanations are worth",
         "",
@@ -150,19 +152,95 @@ def audit_lines(results: Path) -> list[str]:
         )
         title = f"**{name}**" if name == best else name
         lines.append(f"| {title} | {numbers} | {beats} |")
-    against = audit["against_controls"]["all"][best]
-    stated = ", ".join(
-        f"{against[control]['score']['value']:+.3f} [{against[control]['score']['low']:+.3f}, "
-        f"{against[control]['score']['high']:+.3f}] over {control}"
-        for control in against
-    )
     share = maps["centre"]["score"]["value"] / maps[best]["score"]["value"]
     return [
         *lines,
         "",
-        f"The best map, {best}, gains {stated}: the blob in the middle reaches {share:.0%} of its score. It "
-        "is the default since this audit, before which Grad-CAM++ at cbam4 was; it was chosen on the cells "
-        "on which it is reported here.",
+        f"**How to read it.** The best map by score, {best}, gains {gains(audit, best)}; the blob in the "
+        f"middle alone reaches {share:.0%} of its score. {told_apart(audit, default)} All of this on the "
+        "cells on which the best was chosen.",
+        "",
+        f"The default is {default}: it gains {gains(audit, default)}. By class, over the centre blob: "
+        f"{by_class(audit, default)}. Where an interval holds 0, do not rely on where these maps point "
+        "without the verdict on the image itself.",
+        "",
+        *earlier_audit_lines(path.parent / "earlier_network", default),
+    ]
+
+
+def signed(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
+
+
+def gains(audit: dict[str, Any], name: str) -> str:
+    """Return by how much a map's score exceeds each control's."""
+    against = audit["against_controls"]["all"][name]
+    return ", ".join(f"{signed(against[control]['score'])} over {control}" for control in against)
+
+
+def folds_lines(results: Path) -> list[str]:
+    """Return the cross-validated linear probe, calibrated and nested: what a fine-tuned network must beat."""
+    content = json.loads((results / "probe_cross_validation" / "cross_validation.json").read_text())
+    figures, seeds = content["figures"], ", ".join(map(str, content["context"]["seeds"]))
+    least = min(
+        (figures[f"set_coverage, {name}"] for name in content["class_names"]), key=lambda one: one["value"]
+    )
+    size, error = (figures[name] for name in ("mean_set_size", "adaptive_calibration_error_after"))
+    return [
+        "## SIPaKMeD, all five folds by group: the linear probe",
+        "",
+        f"`make probe-folds`, commit `{content['provenance']['commit']}`; {content['cells']:,} cells in "
+        f"{content['groups']:,} groups, seeds {seeds}; {content['context']['model']['kind']}. What a "
+        "fine-tuned network must beat. Temperature, thresholds and certainty are fitted on the other folds. "
+        "[All figures](probe_cross_validation/cross_validation.md).",
+        "",
+        f"Accuracy {rate(figures['accuracy'])}, macro F1 {rate(figures['macro_f1'])}, abnormal called normal "
+        f"{rate(figures['abnormal_called_normal'])}; calibration error over bins of equal size "
+        f"{error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}]; prediction sets of 95 % hold the "
+        f"class of {rate(least)} of the cells of the least covered class, and {size['value']:.2f} "
+        f"[{size['low']:.2f}, {size['high']:.2f}] classes in the mean; accuracy on the 90 % most certain "
+        f"{rate(figures['accuracy_at_90_coverage'])}.",
+        "",
+        "Fine-tuned networks on all five folds: **not run** at full size (`cervicyte cross-validate "
+        "../shared/data/sipakmed --recipe recipes/two-cores.yaml --backbone FILE`).",
+        "",
+    ]
+
+
+def told_apart(audit: dict[str, Any], name: str) -> str:
+    """Say of a map whether it is told apart from the best, by score and by ROAD."""
+    said = []
+    for measure, title in (("score", "score"), ("road", "ROAD")):
+        best = audit["best"][measure]
+        if name == best:
+            said.append(f"by {title} it is the best")
+        else:
+            behind = audit["against_best"][measure][name]
+            word = "is behind" if behind["low"] > 0 else "is not told apart from"
+            said.append(f"by {title} it {word} the best, {best} ({signed(behind)})")
+    return f"Of {name}: {', '.join(said)}."
+
+
+def by_class(audit: dict[str, Any], name: str) -> str:
+    return ", ".join(
+        f"{label} {signed(audit['against_controls'][label][name]['centre']['score'])}"
+        for label in audit["cells_per_class"]
+    )
+
+
+def earlier_audit_lines(folder: Path, name: str) -> list[str]:
+    """Return what the audit of another training of the same recipe found of the same map."""
+    audit, network = (json.loads((folder / f"{f}.json").read_text()) for f in AUDIT_FILES)
+    against = audit["against_controls"]["all"][name]
+    over = ", ".join(
+        f"{signed(against[control]['score'])} over {control}" for control in ("centre", "darkness")
+    )
+    return [
+        f"**Another training of the same recipe** (accuracy {rate(network['overall']['accuracy'])}, audit of "
+        f"commit `{audit['provenance']['commit']}`, the same cells; [JSON](audit/earlier_network/"
+        f"explanation_audit.json)) had {audit['best']['score']} as the best map; {name} gained {over}. So "
+        "what an audit finds holds for one network: audit your own. That audit held all methods against the "
+        "random network's Grad-CAM++, so its comparison with random weights is left out here.",
         "",
     ]
 
@@ -184,14 +262,16 @@ def page(results: Path = RESULTS) -> str:
     for name, (title, command) in RUNS.items():
         if (results / name / "metrics.json").is_file():
             lines += section(name, title, command, results)
+    lines += folds_lines(results)
     if (results / "optimism_frozen" / "optimism.md").is_file():
         lines += [
             "## What a split that leaks is worth",
             "",
             "[The same linear probe under splits by cell, by field and by independent "
-            "group](optimism_frozen/optimism.md) (`make optimism`); [what leaks, how it was found, what it "
-            "is worth](../leakage.md) (`make leakage`); [how well twins are found](twins/quality.md) (`make "
-            "twins`).",
+            "group](optimism_frozen/optimism.md) (`make optimism`); [the same with fine-tuned "
+            "networks](optimism_finetuned/optimism.md) (`make optimism-finetuned`); "
+            "[what leaks, how it was found, what it is worth](../leakage.md) (`make leakage`); "
+            "[how well twins are found](twins/quality.md) (`make twins`).",
             "",
         ]
     lines += inspection_lines(results)

@@ -64,13 +64,14 @@ def done(cells, tmp_path_factory):
 def test_the_test_part_of_the_outer_split_is_never_read(cells, done, monkeypatch, tmp_path):
     outer = make_split(read_dataset(cells), folds=3)
     closed = set(outer.loc[outer["part"] == "test", "path"])
-    read = []
+    read: list[str] = []
     real = ablation.labelled_images
-    monkeypatch.setattr(
-        ablation,
-        "labelled_images",
-        lambda cells, *rest: read.extend(c.name for c in cells) or real(cells, *rest),
-    )
+
+    def noted(cells, *rest):
+        read.extend(cell.name for cell in cells)
+        return real(cells, *rest)
+
+    monkeypatch.setattr(ablation, "labelled_images", noted)
     ablate(cells, tmp_path / "b", plan_of(tmp_path))
     assert closed
     assert not closed & set(read)
@@ -82,6 +83,7 @@ def test_every_cell_that_is_not_test_is_judged_once_by_a_network_that_saw_no_cel
     plan = plan_of(out)
     rest, _ = closed_test_part(read_dataset(cells), plan)
     table = judged_cells(out / "a" / "without_cbam", plan.judged)
+    assert table is not None
     assert sorted(table["path"]) == sorted(cell.name for cell in rest.cells)
     for fold in plan.judged:
         part = pd.read_csv(out / "a" / "base" / f"inner_{fold}" / "judged_predictions.csv")

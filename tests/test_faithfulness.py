@@ -149,8 +149,8 @@ def test_what_maps_share_is_scored_once_and_each_has_what_it_has_alone(image):
     one, other = random_maps(2)
     maps, targets = [one, other, 2 * one, one], [0, 0, 0, 1]
     for measure in (
-        lambda score, *asked: deletion_and_insertion(score, *asked, steps=5)[:2],
-        lambda score, *asked: road(score, *asked, percentiles=(30, 60)),
+        lambda score, image, maps, targets: deletion_and_insertion(score, image, maps, targets, 5)[:2],
+        lambda score, image, maps, targets: road(score, image, maps, targets, (30, 60)),
     ):
         together, two = Counted(texture_of_the_region), Counted(texture_of_the_region)
         found = measure(together, image, maps, targets)

@@ -228,7 +228,12 @@ def test_every_map_in_a_picture_stands_with_its_verdict_or_with_the_word_that_it
 ):
     seen = []
     panel = panels._panel
-    monkeypatch.setattr(panels, "_panel", lambda *drawn: seen.append(drawn) or panel(*drawn))
+
+    def watched(*drawn):
+        seen.append(drawn)
+        return panel(*drawn)
+
+    monkeypatch.setattr(panels, "_panel", watched)
     cell = cell_at(tmp_path, "cell.png", "Parabasal")
     (entry,) = explain_cells(model, [cell], tmp_path / "out", with_verdicts=with_verdicts).entries
     by_itself, side_by_side = (rows for _, _, rows, _ in seen)

@@ -79,16 +79,18 @@ def test_of_both_a_batch_goes_through_one_and_in_time_through_each(batch):
 
 
 def test_what_is_drawn_depends_on_seed_and_step_alone(batch):
+    images, targets = batch
     recipe = Recipe(mixup_alpha=1.0, cutmix_alpha=1.0)
-    mixed, shares = BatchMixing(recipe, 6)(*batch, 5)
+    mixed, shares = BatchMixing(recipe, 6)(images, targets, 5)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again = BatchMixing(recipe, 6)(*batch, 5)
+    again = BatchMixing(recipe, 6)(images, targets, 5)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(again[0], mixed)
     assert torch.equal(again[1], shares)
-    assert not torch.equal(BatchMixing(recipe, 6)(*batch, 6)[1], shares)
-    assert not torch.equal(BatchMixing(recipe.model_copy(update={"seed": 1}), 6)(*batch, 5)[1], shares)
+    assert not torch.equal(BatchMixing(recipe, 6)(images, targets, 6)[1], shares)
+    other_seed = recipe.model_copy(update={"seed": 1})
+    assert not torch.equal(BatchMixing(other_seed, 6)(images, targets, 5)[1], shares)
 
 
 def test_the_dominant_class_is_the_one_of_which_an_image_shows_most():

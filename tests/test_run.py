@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import PROJECT
 from PIL import Image
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cervicyte.cli import app
-from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.network.model_file import Metadata, ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -85,9 +87,20 @@ def test_the_model_file_says_where_it_comes_from(run):
     assert model.class_names == ("dark", "light")
     assert model.metadata["split"]["hash"] == metrics["context"]["split"]["hash"]
     assert model.metadata["metrics"]["test"] == metrics["overall"]
+    assert model.metadata["metrics"]["test_per_class"] == metrics["per_class"]
+    assert model.metadata["metrics"]["validation"]["epoch"] == model.epoch
+    assert model.metadata["caveats"] == metrics["context"]["caveats"]
+    assert model.metadata["training_minutes"] == metrics["context"]["training_minutes"]
+    assert len(model.metadata["seen"]["sha256"]) == (pd.read_csv(run / "split.csv")["part"] != "test").sum()
     assert model.metadata["recipe"] == yaml.safe_load((run / "recipe.yaml").read_text())
     assert metrics["context"]["seed"] == 0
     assert metrics["context"]["command"].startswith("cervicyte")
+
+
+def test_a_report_has_no_row_without_a_value(run):
+    """A network from random weights has no file of first weights, and so no hash of one."""
+    assert ">Backbone, source<" in (run / "report.html").read_text()
+    assert "<td></td>" not in (run / "report.html").read_text()
 
 
 def test_every_artefact_says_that_it_is_for_research_only(run):
@@ -108,6 +121,29 @@ def test_resuming_a_finished_run_changes_nothing(run, cells):
     result = cervicyte("train", cells, "--out", run, "--resume")
     assert result.exit_code == 0, result.output
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--epochs", "2"], "another recipe (epochs differ)"),
+        (["--set", "augmentation.blur=0", "--seed", "5"], "another recipe (seed, augmentation.blur differ)"),
+        (["--recipe", "RECIPE"], "another recipe"),
+        (["--fold", "1"], "another split"),
+    ],
+)
+def test_a_finished_run_is_not_resumed_with_another_recipe_or_split(change, named, run, cells, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("patience: 2\n")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    change = [str(tmp_path / "recipe.yaml") if word == "RECIPE" else word for word in change]
+    assert named in one_sentence(cervicyte("train", cells, "--out", run, "--resume", *change))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_finished_run_takes_the_same_command_again(run, cells):
+    result = cervicyte("train", cells, "--out", run, "--resume", *TINY)
+    assert result.exit_code == 0, result.output
+    assert "nothing is left to do" in result.stderr
 
 
 def test_an_unfinished_run_asks_whether_to_go_on(cells, tmp_path):
@@ -151,6 +187,60 @@ def test_a_model_is_not_evaluated_on_the_cells_it_was_trained_on(run, cells, tmp
     allowed = cervicyte("evaluate", model, "--data", cells, "--out", tmp_path / "e", "--allow-seen")
     assert allowed.exit_code == 0, allowed.output
     assert "seen in training" in (tmp_path / "e" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def shipped(run, tmp_path_factory):
+    """The run's model as it would ship."""
+    path = tmp_path_factory.mktemp("shipped") / "model.safetensors"
+    result = cervicyte("export", run / "best_model.pth", "--format", "safetensors", "--out", path)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_an_exported_model_knows_its_training_cells_and_every_artefact_says_that_they_were_seen(
+    run, shipped, cells, tmp_path
+):
+    parts = pd.read_csv(run / "split.csv")["part"]
+    counted = f"{(parts != 'test').sum()} of {len(parts)} cells"
+    refused = one_sentence(cervicyte("evaluate", shipped, "--data", cells, "--out", tmp_path))
+    assert counted in refused
+    assert "evaluate the run's test part with --split" in refused
+    refused = one_sentence(cervicyte("audit", shipped, "--data", cells, "--out", tmp_path / "audit"))
+    assert counted in refused
+    assert "audit the run's test part with --split" in refused
+    allowed = cervicyte("evaluate", shipped, "--data", cells, "--out", tmp_path, "--allow-seen", "--force")
+    assert allowed.exit_code == 0, allowed.output
+    said = f"{counted} were seen in training: the figures flatter."
+    assert said in (tmp_path / "report.html").read_text()
+    assert said in json.loads((tmp_path / "metrics.json").read_text())["context"]["caveats"]
+    assert said in Image.open(tmp_path / "confusion_matrix.png").info["Description"]
+
+
+def test_an_exported_model_calls_the_test_cells_what_the_run_called_them(run, shipped, cells, tmp_path):
+    split = ("--split", run / "split.csv")
+    result = cervicyte("evaluate", shipped, "--data", cells, *split, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    first, second = (pd.read_csv(f / "test_predictions.csv") for f in (run, tmp_path))
+    pd.testing.assert_frame_equal(first, second, atol=1e-3)
+    explained = cervicyte("explain", shipped, cells, "--out", tmp_path / "x", "--limit", "1", "--no-verdict")
+    assert explained.exit_code == 0, explained.output
+
+
+def test_the_page_on_the_model_file_has_every_field_of_one(shipped):
+    page = (PROJECT / "docs" / "model_file.md").read_text()
+    with safe_open(shipped, framework="numpy") as file:
+        fields = json.loads(file.metadata()["cervicyte"])
+    assert {"seen", "recipe", "metrics", "split"} < fields.keys()
+    for field in [*fields, *Metadata.model_fields, *fields["metrics"]]:
+        assert f"`{field}`" in page, field
+
+
+def test_the_card_of_a_run_has_the_figures_of_its_report(run):
+    card = cervicyte("card", run / "best_model.pth").output
+    accuracy = json.loads((run / "metrics.json").read_text())["overall"]["accuracy"]
+    value, low, high = (f"{100 * accuracy[key]:.1f}" for key in ("value", "low", "high"))
+    assert f"| Accuracy | {value} % [{low}, {high}] |" in card
 
 
 def test_the_test_part_evaluated_again_gives_the_same_predictions(run, cells, tmp_path):
@@ -238,6 +328,9 @@ def test_after_weights_that_are_missing_the_same_command_with_others_goes_throug
         (["explain", "cell.png"], "name the model and one image"),
         (["explain", "MODEL", "CELLS", "--method", "guess"], "guess"),
         (["serve", "no.pth", "--no-browser"], "no.pth"),
+        (["serve", "no.safetensors", "--no-browser"], "no.safetensors"),
+        (["card", "no.pth"], "no.pth"),
+        (["export", "no.pth", "--format", "pth", "--out", "out.pth"], "no.pth"),
         (["compare", "no_run", "no_other"], "no_run"),
     ],
 )

@@ -92,9 +92,9 @@ def test_what_does_not_belong_together_is_refused_by_name(first, tmp_path, named
 
 
 def test_models_trained_from_scratch_share_their_first_weights_only_with_the_seed(tmp_path):
-    scratch = {"backbone": {"source": "none", "sha256": ""}}
+    scratch = {"source": "none", "sha256": ""}
     one, same, other = (
-        written(tmp_path / f"{name}.pth", recipe={"seed": seed, "epochs": epochs}, **scratch)
+        written(tmp_path / f"{name}.pth", recipe={"seed": seed, "epochs": epochs}, backbone=scratch)
         for name, seed, epochs in (("one", 0, 3), ("same", 0, 5), ("other", 1, 3))
     )
     assert len(soup([one, same]).metadata["soup"]) == 2

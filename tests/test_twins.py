@@ -150,7 +150,7 @@ def test_the_other_crops_of_joined_photographs_are_tried(monkeypatch):
     rng = np.random.default_rng(1)
     images = [dataset_cell("Parabasal", number, 2).image for number in range(2)]
     images += [photographs(rng, image) for image in images]
-    monkeypatch.setattr(twins, "resembling_pairs", lambda *_: {(0, 2, 0): 1.0})
+    monkeypatch.setattr(twins, "resembling_pairs", lambda *_: np.array([[0, 2, 0]]))
     monkeypatch.setattr(twins, "sharing_pairs", lambda *_: [])
     assert found_pairs(images, ["a", "a", "b", "b"]) == {(0, 2), (1, 3)}
 

@@ -149,7 +149,7 @@ def test_the_stated_cost_is_what_goes_through_the_networks(model, inputs, counte
 
 
 def test_several_maps_of_an_image_cost_less_than_each_alone_and_are_judged_alike(model, inputs, counted):
-    targets = [0, 1, 2, cam.Contrast(0, 2)]
+    targets: list[cam.Target] = [0, 1, 2, cam.Contrast(0, 2)]
     dull = inputs[:1] // 8 + 112
     maps = [corner_map(), 1 - corner_map(), corner_map(), corner_map()]
     alone = [verdicts(model, dull, [one], [target])[0] for one, target in zip(maps, targets, strict=True)]

@@ -58,7 +58,7 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Argument(help="Folder of labelled cells, or a CSV or Parquet manifest.")]
-Model = Annotated[Path, typer.Argument(help="A best_model.pth, ours or the original notebook's.")]
+Model = Annotated[Path, typer.Argument(help="A model file, .safetensors or .pth, ours or the original's.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="Settings in YAML; see docs/recipe.md.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting; repeatable.")
@@ -573,6 +573,41 @@ def audit(
         typer.echo(f"- {sentence}")
     typer.echo(f"{out / 'explanation_audit.html'}: {figures['cells_audited']} cells audited")
     typer.echo(RESEARCH_USE_ONLY)
+
+
+@app.command()
+def export(
+    model: Model,
+    format_: Annotated[str, typer.Option("--format", help="pth (as the original notebook) or safetensors.")],
+    out: Annotated[Path, typer.Option(help="The file, whose name ends with the format's.")],
+    force: Force = False,
+) -> None:
+    """Write a model file in another format, with all that travels in it."""
+    from cervicyte.inference.export import export_model
+    from cervicyte.network.model_file import load_model_file
+
+    for note in export_model(load_model_file(model), out, format_, force=force):
+        typer.echo(f"Note: {note}", err=True)
+    typer.echo(f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
+    typer.echo(RESEARCH_USE_ONLY)
+
+
+@app.command()
+def card(
+    model: Model,
+    out: Annotated[Path | None, typer.Option(help="Markdown file that takes the card.")] = None,
+) -> None:
+    """Show what a model is for, what is known of it and what is not, from its file alone."""
+    from cervicyte.evaluation.model_card import model_card
+    from cervicyte.network.model_file import load_model_file
+    from cervicyte.provenance import write_text
+
+    text = model_card(load_model_file(model))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    write_text(out, text)
+    typer.echo(f"{out}: the model card")
 
 
 @app.command()

@@ -115,7 +115,7 @@ def facts(title: str, facts: Mapping[str, Any]) -> str:
     """Return names and JSON values as a table of two columns; what is None is left out."""
     rows = "".join(
         f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in _flat(facts)
+        for name, value in flat_facts(facts)
     )
     heading = f"<h3>{html.escape(title)}</h3>" if title else ""
     return (
@@ -123,12 +123,12 @@ def facts(title: str, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _flat(facts: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
-    """Yield name and text of every value, nested ones under `above · name`; what is None is left out."""
+def flat_facts(facts: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
+    """Yield name and text of every value, nested ones as `above, name`; what is None is left out."""
     for key, value in facts.items():
         name = f"{above}, {title_of(key).lower()}" if above else title_of(key)
         if isinstance(value, Mapping):
-            yield from _flat(value, name)
+            yield from flat_facts(value, name)
         elif isinstance(value, bool):
             yield name, "yes" if value else "no"
         elif isinstance(value, int) and abs(value) >= 10_000:

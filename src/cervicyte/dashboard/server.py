@@ -47,7 +47,7 @@ def build_app(model_path: Path, with_verdicts: bool = True) -> FastAPI:
     """Return the dashboard of a model file, with the page at `/` and its state of health at `/health`.
 
     Args:
-        model_path: a `best_model.pth`.
+        model_path: a model file, see `load_model_file`.
         with_verdicts: whether maps are held against controls.
 
     Raises:
@@ -110,7 +110,7 @@ def serve(
     """Serve the dashboard until Ctrl-C; print its address when it is ready.
 
     Args:
-        model_path: a `best_model.pth`.
+        model_path: a model file, see `load_model_file`.
         host: only this machine can reach the default; any other address is warned of.
         port: 0 takes a free one.
         open_browser: open the page when it is ready.

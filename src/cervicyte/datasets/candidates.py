@@ -30,19 +30,27 @@ EXTRA = 4  # times as many by one scale, of those that may be alike on both
 Pair = tuple[int, int, int]
 """First and second crop by index, first < second, and which of `TURNS` takes the first to the second."""
 
+# Millions of pairs of a large data set, as Python's own numbers, would take ten times the memory.
+FOUND = np.dtype([("first", np.int32), ("second", np.int32), ("turn", np.int32), ("cosine", np.float32)])
+
 
 def resembling_pairs(
     crops: Sequence[Reduced], pool: ThreadPoolExecutor, exhaustive: int, progress: Progress = SILENT
-) -> dict[Pair, float]:
-    """Return the pairs that resemble each other at some shift, and their cosine."""
+) -> np.ndarray:
+    """Return the pairs that resemble each other at some shift, int32 [P, 3], each a `Pair`, surest first."""
     if len(crops) < 2:
-        return {}
+        return np.zeros((0, 3), np.int32)
     patches = np.stack([crop.patches for crop in crops])
     search = _among_all if len(crops) <= exhaustive else _among_lists
-    found: dict[Pair, float] = {}
-    for pair, cosine in search(patches, pool, progress):
-        found[pair] = max(cosine, found.get(pair, -1.0))
-    return found
+    found = np.fromiter(((*pair, cosine) for pair, cosine in search(patches, pool, progress)), FOUND)
+    if not len(found):
+        return np.zeros((0, 3), np.int32)
+    pairs = np.stack([found[name] for name in ("first", "second", "turn")], axis=1)
+    # One that was found several times stands where it was surest.
+    order = np.lexsort((-found["cosine"], *pairs.T[::-1]))
+    again = np.r_[False, (pairs[order][1:] == pairs[order][:-1]).all(1)]
+    order = order[~again]
+    return pairs[order[np.argsort(-found["cosine"][order], kind="stable")]]
 
 
 def _among_all(

@@ -44,6 +44,18 @@ HERLEV_CLASSES = (
 
 KNOWN_CLASSES = {"SIPaKMeD": SIPAKMED_CLASSES, "Herlev": HERLEV_CLASSES}
 
+CITATIONS = {
+    "SIPaKMeD": (
+        "M. E. Plissiti, P. Dimitrakopoulos, G. Sfikas, C. Nikou, O. Krikoni, A. Charchanti: SIPAKMED: a new "
+        "dataset for feature and image based classification of normal and pathological cervical cells in "
+        "Pap smear images, IEEE ICIP 2018"
+    ),
+    "Herlev": (
+        "J. Jantzen, J. Norup, G. Dounias, B. Bjerregaard: Pap-smear benchmark data for pattern "
+        "classification, NiSIS 2005"
+    ),
+}
+
 PUBLISHED_CELLS = {
     "SIPaKMeD": {
         "Dyskeratotic": 813,

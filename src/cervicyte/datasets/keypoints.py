@@ -33,6 +33,7 @@ SHIFT_PX = 8  # within which matches of the search agree
 TOLERANCE_PX, TOLERANCE_SHARE, MOST_TOLERANCE_PX = 2.0, 0.12, 8.0  # grows with distance: 0.12 is 7 degrees
 LEAST_VOTES = 3
 SEARCHED = 1 << 16  # queries at once
+RANKED = 1 << 16  # pairs looked through at once
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def sharing_pairs(
     owners = np.repeat(np.arange(len(pictures), dtype=np.int32), counts)
     vectors = _projected(pictures, counts)
     lists = Lists(vectors, len(vectors) <= EXACT_KEYPOINTS, pool)
-    votes: dict[tuple[int, int], int] = {}
+    votes: list[np.ndarray] = []
     starts = np.concatenate([[0], np.cumsum(counts)])
     progress.start("Matching keypoints", len(pictures))
     begin = 0
@@ -103,13 +104,11 @@ def sharing_pairs(
         other = found[matched]
         alike = (owners[one] != owners[other]) & (np.abs(sizes[one] - sizes[other]) < np.log(SIZE_RATIO))
         one, other = one[alike], other[alike]
-        for (first, second), number in _votes(owners[one], owners[other], places[other] - places[one]):
-            pair = (min(first, second), max(first, second))
-            votes[pair] = max(votes.get(pair, 0), number)
+        votes.append(_votes(owners[one], owners[other], places[other] - places[one]))
         progress.advance(end - begin)
         begin = end
     progress.close()
-    return _most_of_each(votes, most_of_each)
+    return _most_of_each(np.concatenate(votes), most_of_each)
 
 
 def agreed_shift(first: Keypoints, second: Keypoints, least: int) -> np.ndarray | None:
@@ -173,35 +172,43 @@ def _projected(pictures: Sequence[Keypoints], counts: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _votes(first: np.ndarray, second: np.ndarray, shifts: np.ndarray) -> list[tuple[tuple[int, int], int]]:
-    """Return the pairs of pictures with enough matches of about one shift, and how many.
+def _votes(first: np.ndarray, second: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Return the pairs of pictures with enough matches of about one shift: rows of (matches, the lower index,
+    the higher), int32 [P, 3], a pair once or several times.
 
     Shifts are counted in squares, on four grids of them, so that none is cut by every grid.
     """
-    if not len(first):
-        return []
-    votes: dict[tuple[int, int], int] = defaultdict(int)
+    rows = [np.zeros((0, 3), np.int32)]
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    # The other way round a match is another one: pictures vote each for itself.
+    swapped = (first > second).astype(np.int64)
     for right in (0, SHIFT_PX / 2):
         for down in (0, SHIFT_PX / 2):
             cells = np.floor((shifts + np.array([right, down])) / SHIFT_PX).astype(np.int64) + (1 << 11)
-            keys = np.stack([first.astype(np.int64) << 31 | second, cells[:, 0] << 12 | cells[:, 1]], axis=1)
+            of_pair = low.astype(np.int64) << 31 | high
+            keys = np.stack([of_pair, swapped << 24 | cells[:, 0] << 12 | cells[:, 1]], axis=1)
             keys = keys[np.lexsort(keys.T[::-1])]
             bounds = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(1), True])
-            enough = np.flatnonzero(np.diff(bounds) >= LEAST_VOTES)
-            for start, number in zip(bounds[enough], np.diff(bounds)[enough], strict=True):
-                key = int(keys[start, 0])
-                pair = (key >> 31, key & (1 << 31) - 1)
-                votes[pair] = max(votes[pair], int(number))
-    return list(votes.items())
+            numbers = np.diff(bounds)
+            enough = np.flatnonzero(numbers >= LEAST_VOTES)
+            pairs = keys[bounds[enough], 0]
+            found = np.stack([numbers[enough], pairs >> 31, pairs & (1 << 31) - 1], axis=1)
+            rows.append(found.astype(np.int32))
+    return np.concatenate(rows)
 
 
-def _most_of_each(votes: dict[tuple[int, int], int], most: int) -> list[tuple[int, int, int]]:
-    ranked = sorted((-number, first, second) for (first, second), number in votes.items())
+def _most_of_each(votes: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """Return (matches, first, second), most first, at most so many of each picture."""
+    ranked = votes[np.lexsort((votes[:, 2], votes[:, 1], -votes[:, 0]))]
     taken: dict[int, int] = defaultdict(int)
+    seen: set[tuple[int, int]] = set()
     kept = []
-    for number, first, second in ranked:
-        if min(taken[first], taken[second]) < most:
-            kept.append((-number, first, second))
+    for begin in range(0, len(ranked), RANKED):  # not all of them as Python's own numbers at once
+        for number, first, second in ranked[begin : begin + RANKED].tolist():
+            if (first, second) in seen or min(taken[first], taken[second]) >= most:
+                continue
+            seen.add((first, second))
+            kept.append((number, first, second))
             taken[first] += 1
             taken[second] += 1
     return kept

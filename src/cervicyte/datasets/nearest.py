@@ -28,7 +28,7 @@ class Lists:
         """Sort the vectors into lists.
 
         Args:
-            vectors: those that are to be found; they are copied list by list.
+            vectors: those that are to be found; they are kept as they are, and not copied.
             exact: look at every vector for every query.
             pool: where the work is done.
         """
@@ -37,8 +37,8 @@ class Lists:
         self._centres = _centres(vectors, count, pool)
         of_vector = self._nearest_centres(vectors, 1)[:, 0]
         self._ids = np.argsort(of_vector, kind="stable").astype(np.int32)
-        self._vectors = vectors[self._ids]
-        self._halves = 0.5 * _squared_lengths(self._vectors)
+        self._vectors = vectors
+        self._halves = 0.5 * _squared_lengths(vectors)
         self._starts = np.searchsorted(of_vector[self._ids], np.arange(len(self._centres) + 1))
 
     def search(self, queries: np.ndarray, count: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,11 +58,12 @@ class Lists:
             start, end = self._starts[which : which + 2]
             kept = min(count, end - start)
             places = order[begin:last]
-            members = self._vectors[start:end].astype(np.float32, copy=False)
+            ids = self._ids[start:end]
+            members = self._vectors[ids].astype(np.float32, copy=False)
             values = queries[places // probes].astype(np.float32, copy=False) @ members.T
-            values -= self._halves[start:end]
+            values -= self._halves[ids]
             best = np.argpartition(values, -kept, axis=1)[:, -kept:]
-            found[places, :kept] = self._ids[start:end][best]
+            found[places, :kept] = ids[best]
             likeness[places, :kept] = np.take_along_axis(values, best, axis=1)
 
         tasks = []

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cervicyte.datasets.alignment import pair_score, part_score
@@ -106,12 +107,12 @@ class _Search:
     components: Components
     best: dict[tuple[int, int], Twin]
 
-    def score(self, title: str, pairs: Sequence[Pair], look: Callable[[Pair], Twin]) -> None:
-        """Take those of the pairs, surest first, that are twins."""
+    def score(self, title: str, pairs: np.ndarray, look: Callable[[Pair], Twin]) -> None:
+        """Take those of the pairs, int [P, 3], surest first, that are twins."""
         size = max(LEAST_ROUND, len(self.crops) // 4) if self.bounded else max(1, len(pairs))
         self.progress.start(title, len(pairs))
         for begin in range(0, len(pairs), size):
-            chunk = pairs[begin : begin + size]
+            chunk: list[Pair] = [(*pair,) for pair in pairs[begin : begin + size].tolist()]
             worth = [pair for pair in chunk if self._is_open(pair)]
             batches = [worth[start : start + BATCH] for start in range(0, len(worth), BATCH)]
             if len(worth) < len(chunk):
@@ -173,9 +174,7 @@ def find_twins(
     bounded = len(crops) > exhaustive
     with one_thread_a_call(), ThreadPoolExecutor() as pool:
         search = _Search(crops, fields, threshold, bounded, pool, progress, Components(len(crops)), {})
-        resembling = resembling_pairs(crops, pool, exhaustive, progress)
-        search.score("Verifying pairs", _surest_first(resembling), search.whole)
-        resembling.clear()  # some hundred MB of a large data set
+        search.score("Verifying pairs", resembling_pairs(crops, pool, exhaustive, progress), search.whole)
         keypoints = [crop.keypoints for crop in crops]
         known = search.without_turn()
         sharing = [
@@ -183,7 +182,7 @@ def find_twins(
             for _, first, second in sharing_pairs(keypoints, pool, PARTS, progress)
             if (first, second) not in known
         ]
-        search.score("Verifying parts", sharing, search.part)
+        search.score("Verifying parts", np.array(sharing, np.int32).reshape(-1, 3), search.part)
         tried: set[tuple[str, str]] = set()
         while ways := _joined_fields(search, tried):
             tried |= ways
@@ -216,10 +215,6 @@ def joined(groups: Sequence[str], pairs: Iterable[tuple[int, int]], first: str =
     return [names[components.of(place[group])] for group in groups]
 
 
-def _surest_first(resembling: dict[Pair, float]) -> list[Pair]:
-    return sorted(resembling, key=lambda pair: (-resembling[pair], pair))
-
-
 def _joined_fields(search: _Search, tried: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Return the pairs of photographs that twins join and whose other crops were not yet tried."""
     fields = search.fields
@@ -239,21 +234,16 @@ def _joined_fields(search: _Search, tried: set[tuple[str, str]]) -> set[tuple[st
     return ways
 
 
-def _between(search: _Search, ways: set[tuple[str, str]]) -> list[Pair]:
-    """Return the pairs of crops between photographs that are not yet known as twins."""
+def _between(search: _Search, ways: set[tuple[str, str]]) -> np.ndarray:
+    """Return the pairs of crops between photographs that are not yet known as twins, int [P, 3], by index."""
     cells_of = defaultdict(list)
     for index, field in enumerate(search.fields):
         cells_of[field].append(index)
-    known = search.without_turn()
-    return [
-        (*pair, 0)
-        for pair in sorted(
-            {
-                (min(one, other), max(one, other))
-                for first, second in ways
-                for one in cells_of[first]
-                for other in cells_of[second]
-            }
-            - known
-        )
-    ]
+    count = len(search.fields)
+    codes = [np.zeros(0, np.int64)]  # a pair as one number: a large data set has millions
+    for first, second in ways:
+        one, other = np.array(cells_of[first])[:, None], np.array(cells_of[second])
+        codes.append((np.minimum(one, other) * count + np.maximum(one, other)).ravel())
+    known = [first * count + second for first, second in search.without_turn()]
+    found = np.setdiff1d(np.concatenate(codes), np.array(known, np.int64))
+    return np.stack([found // count, found % count, np.zeros_like(found)], axis=1)

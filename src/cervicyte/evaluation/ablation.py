@@ -94,7 +94,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             f"{path}: there is no key {unknown[0]}; the keys are base, variants, "
             f"{', '.join(sorted(numbers))}."
         )
-    stated = {
+    stated: dict[str, Any] = {
         key: tuple(value) if key == "judged" else value for key, value in content.items() if key in numbers
     }
     base = _flat(content.get("base") or {})

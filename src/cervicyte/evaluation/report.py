@@ -75,7 +75,8 @@ def write_evaluation(
         class_names: in the order of the model.
         history: of the training, see `training.loop`; without it there is no chart of it.
         context: JSON values that say what was evaluated: title, data, split, model, recipe, command,
-            caveats and whatever else is worth a line; `leak` also stands below the charts.
+            caveats and whatever else is worth a line; `leak` and `seen_in_training` also stand below the
+            charts.
         image_of: path of a cell -> uint8 [H, W, 3]; without it the report shows no cell.
         seed, draws: of the bootstrap over groups.
 
@@ -89,10 +90,10 @@ def write_evaluation(
     content = figures_of(evaluation, history, context)
     write_table(predictions, out / PREDICTIONS_NAME)
     write_table(per_class_table(evaluation), out / "per_class_metrics.csv")
-    leak = context.get("leak")
-    charts.write_png(charts.confusion_figure(evaluation), out / "confusion_matrix.png", leak)
+    remark = " ".join(context[key] for key in ("leak", "seen_in_training") if context.get(key))
+    charts.write_png(charts.confusion_figure(evaluation), out / "confusion_matrix.png", remark)
     if history is not None:
-        charts.write_png(charts.history_figure(history), out / "training_history.png", leak)
+        charts.write_png(charts.history_figure(history), out / "training_history.png", remark)
     write_text(out / "report.html", report_page(evaluation, predictions, content, history, image_of))
     write_json(out / "metrics.json", content)
     return content

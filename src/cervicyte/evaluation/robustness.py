@@ -33,6 +33,16 @@ from cervicyte.training.cells import READING_THREADS
 from cervicyte.training.loop import MODEL_NAME
 
 CLEAN = "clean"
+# What the recipe's augmentation has in common with corruptions: a network that met the like is no stranger.
+ALIKE_IN_TRAINING = {
+    "blur": "gaussian blur",
+    "focus": "defocus blur",
+    "noise": "noise",
+    "jpeg": "JPEG",
+    "colour": "brightness",
+    "stain": "stain",
+    "stain_shift": "stain",
+}
 COLUMNS = ("path", "group", "corruption", "severity", "true_class", "predicted_class")
 ANSWERS_NAME = "robustness_predictions.csv"
 
@@ -66,12 +76,13 @@ def robustness(
     if not runs:
         raise UsageError("Name one run folder or more.")
     dataset = read_dataset(data, known_groups)
-    tables, leaks = [], []
+    tables, leaks, met = [], [], set()
     for run in runs:
         model = load_model_file(run / MODEL_NAME)
         split = read_split(run / SPLIT_NAME)
         verify_contents(split, dataset)
         leaks.append(leak_of(split))
+        met |= met_in_training(model)
         record_opening(
             run / SPLIT_NAME, split_hash(split), model=weights_hash(model.network), command=command
         )
@@ -90,7 +101,12 @@ def robustness(
         "cells": int(table["path"].nunique()),
         "groups": int(table["group"].nunique()),
         **robustness_figures(table),
-        "caveats": [*(leak for leak in leaks if leak), NOT_PATIENTS, *dataset.warnings],
+        "caveats": [
+            *(leak for leak in leaks if leak),
+            f"Augmentation showed the networks the like of: {', '.join(sorted(met)) or 'none of these'}.",
+            NOT_PATIENTS,
+            *dataset.warnings,
+        ],
         "intervals": {"level": metrics.LEVEL, "method": "bootstrap of whole groups", "draws": metrics.DRAWS},
         "provenance": provenance(command),
     }
@@ -99,6 +115,12 @@ def robustness(
     write_text(out / "robustness.md", robustness_page(content))
     write_json(out / "robustness.json", content)
     return content
+
+
+def met_in_training(model: ModelFile) -> set[str]:
+    """Return the kinds of corruption of which training had the like, by the recipe in the model's file."""
+    augmentation = model.metadata.get("recipe", {}).get("augmentation", {})
+    return {kind for key, kind in ALIKE_IN_TRAINING.items() if augmentation.get(key)}
 
 
 def answers(

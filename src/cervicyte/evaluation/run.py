@@ -6,7 +6,6 @@ file on any labelled cells, `probe` runs the control. All three end in the same 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 from accelerate import PartialState
 
@@ -40,7 +38,7 @@ from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.backbone import load_backbone
-from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import sha256_of_file
@@ -53,7 +51,7 @@ from cervicyte.training.loop import (
     train,
 )
 from cervicyte.training.loss import cost_of_classes
-from cervicyte.training.recipe import read_recipe, write_recipe
+from cervicyte.training.recipe import Recipe, differing_keys, read_recipe, write_recipe
 
 RECIPE_NAME = "recipe.yaml"
 SPLIT_NAME = "split.csv"
@@ -150,7 +148,8 @@ def train_and_evaluate(
         The figures of `metrics.json`.
 
     Raises:
-        RunFolderError: `out` holds a run and neither `resume` nor `force` is given.
+        RunFolderError: `out` holds a run and neither `resume` nor `force` is given, or one of another
+            recipe or split.
         CervicyteError: of the rooms before, for unreadable data, splits, recipes or weights.
     """
     began = time.monotonic()
@@ -161,6 +160,7 @@ def train_and_evaluate(
     recipe = read_recipe(recipe_given, dict(overrides or {}))
     if processes.is_main_process:
         if resume and is_finished(out):
+            _check_same_run(out, recipe, split_choice)
             progress.say(f"{out}: this run is finished; nothing is left to do.")
             return read_metrics(out)
         _claim(out, resume=resume, force=force)
@@ -201,6 +201,8 @@ def train_and_evaluate(
             "split": split_facts,
             "leak": leak_of(split),
             "data": dataset.root.name,
+            "data_set": dataset.known,
+            "caveats": caveats_of(dataset, split),
             "seen": seen_cells(split),
         },
         resume=resume,
@@ -243,7 +245,12 @@ def train_and_evaluate(
         image_of=picture_reader(cells["test"]) if with_pictures else None,
         seed=recipe.seed,
     )
-    model.metadata["metrics"] = {**model.metadata["metrics"], "test": metrics["overall"]}
+    model.metadata["metrics"] |= {
+        "test": metrics["overall"],
+        "test_per_class": metrics["per_class"],
+        "test_roll_up": metrics.get("roll_up"),
+    }
+    model.metadata["training_minutes"] = context["training_minutes"]
     save_model(out / MODEL_NAME, model)
     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     return metrics
@@ -252,6 +259,17 @@ def train_and_evaluate(
 def is_finished(out: Path) -> bool:
     """Return whether a run folder holds a finished run."""
     return (out / METRICS_NAME).is_file() and not (out / CHECKPOINT_NAME).exists()
+
+
+def _check_same_run(out: Path, recipe: Recipe, split_choice: SplitChoice) -> None:
+    """Refuse a recipe or a split that is not that of a finished run: its figures are of its own."""
+    if (out / RECIPE_NAME).is_file() and (changed := differing_keys(read_recipe(out / RECIPE_NAME), recipe)):
+        raise RunFolderError(
+            f"{out}: this run is finished, with another recipe ({', '.join(changed)} differ); leave the "
+            "change out, choose another folder with --out, or start anew with --force."
+        )
+    if (out / SPLIT_NAME).is_file():
+        split_choice.check_same(read_split(out / SPLIT_NAME), out / SPLIT_NAME)
 
 
 def read_metrics(out: Path) -> dict[str, Any]:
@@ -336,18 +354,11 @@ def evaluate_model(
     else:
         cells = dataset.cells
     true_classes = mapped_classes(cells, model.class_names, class_map or {}, data)
-    seen = [] if model.original else seen_of(model, cells)
-    if seen and not allow_seen:
-        raise SplitError(
-            f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
-            "training or show the same place as one that did; evaluate the run's test part with "
-            "--split RUN/split.csv, or say --allow-seen."
-        )
-    caveats = [NOT_PATIENTS]
-    if seen:
-        caveats.insert(0, f"{len(seen)} of {len(cells)} cells were seen in training: the figures flatter.")
-    if model.original:
-        caveats.insert(0, "The original's checkpoint does not say which cells it was trained on.")
+    seen = refuse_seen(model, cells, data, allow_seen, "evaluate")
+    seen_caveat = f"{len(seen)} of {len(cells)} cells were seen in training: the figures flatter."
+    caveats = [seen_caveat, NOT_PATIENTS] if seen else [NOT_PATIENTS]
+    if unknown := note_on_unknown_training(model):
+        caveats.insert(0, unknown)
     opened = None
     if split_file is not None and (leak := leak_of(split)):
         caveats.insert(0, leak)
@@ -363,6 +374,7 @@ def evaluate_model(
         "model": facts_of_model(model),
         "class_map": dict(class_map or {}),
         "cells_seen_in_training": len(seen),
+        "seen_in_training": seen_caveat if seen else None,
         "command": command,
         "caveats": caveats,
     }
@@ -428,7 +440,41 @@ def seen_of(model: ModelFile, cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells that the model saw in training, or that share a known group with one."""
     record = model.metadata.get("seen", {})
     contents, groups = set(record.get("sha256", ())), set(record.get("groups", ()))
+    if not contents and not groups:
+        return []
     return [cell for cell in cells if cell.group in groups or sha256_of_file(cell.path) in contents]
+
+
+def refuse_seen(
+    model: ModelFile, cells: Sequence[Cell], data: Path, allow_seen: bool, verb: str
+) -> list[Cell]:
+    """Return the cells that the model saw in training; there are none unless they are allowed by name.
+
+    Args:
+        model: says what it has seen.
+        cells: of `data`, which the error names.
+        allow_seen: let them through; every artefact must then say that they were seen.
+        verb: what was to be done with the cells, for the remedy.
+
+    Raises:
+        SplitError: cells were seen, and `allow_seen` is not given.
+    """
+    seen = seen_of(model, cells)
+    if seen and not allow_seen:
+        raise SplitError(
+            f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
+            f"training or show the same place as one that did; {verb} the run's test part with "
+            "--split RUN/split.csv, or say --allow-seen."
+        )
+    return seen
+
+
+def note_on_unknown_training(model: ModelFile) -> str | None:
+    """Return what is to be said of a model that does not know its training cells; None if it does."""
+    if "seen" in model.metadata:
+        return None
+    whose = "The original's checkpoint" if model.original else "The model file"
+    return f"{whose} does not say which cells it was trained on."
 
 
 # --- the control -------------------------------------------------------------------------------
@@ -524,15 +570,6 @@ def facts_of_model(model: ModelFile) -> dict[str, Any]:
         "image_size": model.preprocessing.image_size,
         "preprocessing": model.preprocessing.fingerprint(),
     }
-
-
-def weights_hash(network: torch.nn.Module) -> str:
-    """Return the SHA-256 over names and values of all weights: the same whatever file holds them."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def caveats_of(dataset: CellDataset, split: pd.DataFrame) -> list[str]:

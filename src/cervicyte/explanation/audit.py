@@ -14,9 +14,15 @@ import numpy as np
 
 from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split, split_hash, verify_contents
-from cervicyte.errors import SplitError, UsageError
+from cervicyte.errors import UsageError
 from cervicyte.evaluation.ledger import record_opening
-from cervicyte.evaluation.run import NOT_PATIENTS, facts_of_model, mapped_classes, seen_of, weights_hash
+from cervicyte.evaluation.run import (
+    NOT_PATIENTS,
+    facts_of_model,
+    mapped_classes,
+    note_on_unknown_training,
+    refuse_seen,
+)
 from cervicyte.explanation import cam
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
@@ -30,7 +36,7 @@ from cervicyte.explanation.audit_figures import figures_of
 from cervicyte.explanation.audit_page import write_audit
 from cervicyte.explanation.audit_records import RECORDS_FORMAT, RECORDS_NAME, Audit, append, begin
 from cervicyte.explanation.faithfulness import score_precision
-from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 from cervicyte.progress import SILENT, Progress
 
 
@@ -99,13 +105,7 @@ def audit_model(
         split = read_split(split_file)
         verify_contents(split, dataset)
         candidates = cells_of(split, dataset, part)
-    seen = [] if model.original else seen_of(model, candidates)
-    if seen and not allow_seen:
-        raise SplitError(
-            f"{data}: {len(seen)} of {len(candidates)} cells, first {seen[0].name}, took part in this "
-            "model's training or show the same place as one that did; audit the run's test part with "
-            "--split RUN/split.csv, or say --allow-seen."
-        )
+    seen = refuse_seen(model, candidates, data, allow_seen, "audit")
     chosen = stratified(candidates, settings.cells, settings.seed)
     if not chosen:
         raise UsageError(f"{data}: has no cells to audit with; choose another part or data set.")
@@ -167,8 +167,8 @@ def _caveats(model: ModelFile, chosen: Sequence[Cell], seen: Sequence[Cell]) -> 
             f"{len(of_training)} of {len(chosen)} cells were seen in training: this audit says nothing of "
             "new cells.",
         )
-    if model.original:
-        caveats.insert(0, "The original's checkpoint does not say which cells it was trained on.")
+    if unknown := note_on_unknown_training(model):
+        caveats.insert(0, unknown)
     return caveats
 
 

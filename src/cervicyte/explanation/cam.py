@@ -23,8 +23,9 @@ from torch import Tensor
 from cervicyte.errors import UsageError
 from cervicyte.network.resnet import CBAMResNet50
 
-# Of four methods at three layers the most faithful in the audit of a network trained on SIPaKMeD by insertion
-# minus deletion, and by ROAD not told apart from the best: docs/results/audit. Every network has this layer.
+# In the audits of two networks trained on SIPaKMeD, of four methods at three layers, either the most faithful
+# or not told apart from it, by insertion minus deletion and by ROAD: docs/results/audit. Every network has
+# this layer.
 DEFAULT_METHOD = "grad-cam"
 DEFAULT_LAYER = "layer4"
 BATCHED_FROM = ("layer3", "cbam3", "layer4", "cbam4")

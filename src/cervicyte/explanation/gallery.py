@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 from cervicyte import __version__
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, UsageError
+from cervicyte.evaluation.run import note_on_unknown_training
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
 from cervicyte.explanation.colours import DEFAULT_COLOURS, check_colours, strong_colour
@@ -517,9 +518,8 @@ def _notes_on_seen(model: ModelFile, entries: Sequence[Entry]) -> list[str]:
             f"{seen:,} of {len(entries):,} cells took part in training, or show the same place as one that "
             "did: their maps say nothing of new cells."
         ]
-    if model.original:
-        return ["The original's checkpoint does not say which cells it was trained on."]
-    return []
+    unknown = note_on_unknown_training(model)
+    return [unknown] if unknown else []
 
 
 def _contrasts_in(targets: Targets) -> tuple[Contrast, ...]:

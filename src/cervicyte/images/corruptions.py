@@ -91,7 +91,7 @@ def jpeg(values: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
     """Compress as JPEG."""
     pixels = np.round(values[..., ::-1] * 255).astype(np.uint8)
     _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY[severity]])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float64) / 255
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1].astype(np.float64) / 255
 
 
 def brightness(values: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:

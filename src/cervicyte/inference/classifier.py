@@ -63,7 +63,7 @@ class Classifier:
 
     @classmethod
     def from_file(cls, path: Path, device: str = "auto") -> Classifier:
-        """Load a `best_model.pth` of ours or of the original notebook.
+        """Load a model file of ours, `.safetensors` or `.pth`, or of the original notebook.
 
         Raises:
             ModelFileError: the file is missing, damaged, or no model.

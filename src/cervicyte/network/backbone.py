@@ -29,7 +29,7 @@ def load_backbone(network: CBAMResNet50, backbone: str) -> dict[str, str]:
             ResNet-50 state dict in torchvision's layout (`.safetensors`, `.pth`, `.pt`).
 
     Returns:
-        The source and its SHA-256, for the model file.
+        The source and, unless it is `none`, its SHA-256, for the model file.
 
     Raises:
         WeightsError: the file is missing, unreadable or does not fit; or there is no network.
@@ -37,7 +37,7 @@ def load_backbone(network: CBAMResNet50, backbone: str) -> dict[str, str]:
     if backbone == "none":
         # Random weights need no exactness, but without the factor the signal would die out.
         network.compensate_fresh_gates()
-        return {"source": "none", "sha256": ""}
+        return {"source": "none"}
     if backbone == "imagenet":
         state, source = _torchvision_weights(), str(TORCHVISION_WEIGHTS)
         digest = _sha256_of_tensors(state)

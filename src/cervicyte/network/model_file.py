@@ -1,18 +1,25 @@
 """What a model file carries: weights, and everything that is needed to use them rightly.
 
-`best_model.pth` is a plain dictionary. The keys `model_state_dict`, `class_names`, `epoch` and
-`best_val_acc` are those of the original notebook's checkpoints, which load here, as ours load there;
-`cervicyte` holds the rest as JSON values: preprocessing, recipe, split hash, metrics, versions.
+Two formats hold the same, see docs/model_file.md. `best_model.pth`, which training writes, is a plain
+dictionary: the keys `model_state_dict`, `class_names`, `epoch` and `best_val_acc` are those of the
+original notebook's checkpoints, which load here, as ours load there; `cervicyte` holds the rest as JSON
+values. `.safetensors`, half as large, has the matrices in float16 and all that is said of them as one
+JSON text in its header.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cervicyte.errors import ModelFileError
@@ -21,7 +28,23 @@ from cervicyte.network.resnet import CBAMResNet50, Placement
 from cervicyte.provenance import provenance, written_atomically
 
 FORMAT_VERSION = 1
-REMEDY = "give a best_model.pth written by `cervicyte train` or by the original notebook"
+SAFETENSORS = ".safetensors"
+SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "model" / "cervicyte.safetensors"
+HEADER_KEY = "cervicyte"
+LARGEST_HEADER = 99_000_000  # bytes; safetensors reads no header above 100 MB
+REMEDY = "give a model file written by `cervicyte train` or `cervicyte export`, or by the original notebook"
+
+# Said from what the network and its preprocessing are when a file is written, whatever metadata say.
+OF_THE_NETWORK = (
+    "format_version",
+    "original",
+    "placement",
+    "preprocessing",
+    "preprocessing_fingerprint",
+    "weights_sha256",
+)
+OF_THE_CHECKPOINT = ("class_names", "epoch", "best_val_acc")  # keys of the original notebook
+NO_METADATA = frozenset((*OF_THE_NETWORK, *OF_THE_CHECKPOINT))
 
 
 @dataclass
@@ -48,28 +71,143 @@ class ModelFile:
     original: bool = False
 
 
+class Seen(BaseModel):
+    """The cells that took part in training: SHA-256 of their files, and the known groups they belong to."""
+
+    sha256: list[str] = []
+    groups: list[str] = []
+
+
+class Metadata(BaseModel):
+    """The form of those metadata that the program reads. All may be missing, and others may stand there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    data: str | None = None
+    data_set: str | None = None
+    leak: str | None = None
+    caveats: list[str] = []
+    seen: Seen = Seen()
+    split: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    backbone: dict[str, Any] = {}
+    metrics: dict[str, dict[str, Any] | None] = {}
+    cross_validation: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+
+def shipped_model() -> Path:
+    """Return the path of the model that ships in the package.
+
+    Raises:
+        ModelFileError: this build ships none.
+    """
+    if not SHIPPED_MODEL.is_file():
+        raise ModelFileError(
+            "This build of Cervicyte ships no model; train one with `cervicyte train`, or name a model file."
+        )
+    return SHIPPED_MODEL
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
 def save_model(path: Path, model: ModelFile) -> None:
-    """Write a model file atomically. Its metadata gain the provenance of this moment."""
+    """Write a model file atomically: `.safetensors` if it is called so, else as `.pth`.
+
+    `.safetensors` rounds what has two dimensions or more, the convolutions and the classifier's matrix, to
+    float16. Batch normalisation and biases stay as they are: variances lie where float16 has no numbers.
+    Provenance is that of this moment, unless the metadata have one: a file written anew was not trained
+    anew.
+
+    Raises:
+        ModelFileError: the weights do not fit into float16, or the metadata are no JSON values.
+    """
+    path = Path(path)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    if path.suffix == SAFETENSORS:
+        _write_safetensors(path, model, state)
+        return
     content = {
-        "model_state_dict": {k: v.detach().cpu() for k, v in model.network.state_dict().items()},
-        "class_names": list(model.class_names),
-        "epoch": model.epoch,
-        "best_val_acc": model.best_validation_accuracy,
-        "cervicyte": {
-            "format_version": FORMAT_VERSION,
-            "placement": model.network.placement,
-            "preprocessing": model.preprocessing.model_dump(mode="json"),
-            "preprocessing_fingerprint": model.preprocessing.fingerprint(),
-            "provenance": provenance(),
-            **model.metadata,
-        },
+        "model_state_dict": state,
+        **_of_the_checkpoint(model),
+        "cervicyte": _description(model, state),
     }
     with written_atomically(path) as partial:
         torch.save(content, partial)
 
 
+def weights_hash(network: torch.nn.Module) -> str:
+    """Return the SHA-256 over names and values of all weights: the same whatever file holds them."""
+    return _hash_of(network.state_dict())
+
+
+def _hash_of(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _of_the_checkpoint(model: ModelFile) -> dict[str, Any]:
+    values = (list(model.class_names), model.epoch, model.best_validation_accuracy)
+    return dict(zip(OF_THE_CHECKPOINT, values, strict=True))
+
+
+def _description(model: ModelFile, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return all that is said of weights beside the checkpoint's own keys, as JSON values."""
+    of_the_network = (
+        FORMAT_VERSION,
+        model.original,
+        model.network.placement,
+        model.preprocessing.model_dump(mode="json"),
+        model.preprocessing.fingerprint(),
+        _hash_of(state),
+    )
+    return {
+        **dict(zip(OF_THE_NETWORK, of_the_network, strict=True)),
+        "provenance": provenance(),
+        **{key: value for key, value in model.metadata.items() if key not in NO_METADATA},
+    }
+
+
+def _write_safetensors(path: Path, model: ModelFile, state: Mapping[str, Tensor]) -> None:
+    stored = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+    for name, value in stored.items():
+        if not value.isfinite().all():
+            raise ModelFileError(
+                f"{path}: cannot be written, since {name} holds a weight that is no number or that is beyond "
+                "65,504, the largest of float16; keep the .pth, or train anew at a lower learning rate."
+            )
+    description = _description(model, {name: value.to(state[name].dtype) for name, value in stored.items()})
+    before = _hash_of(state)
+    if before != description["weights_sha256"]:
+        description["rounded_from_sha256"] = before
+    try:
+        text = json.dumps({**_of_the_checkpoint(model), **description}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path}: cannot be written, since a value in the metadata is no JSON ({error}); keep the .pth."
+        ) from error
+    if len(json.dumps(text)) > LARGEST_HEADER:
+        raise ModelFileError(
+            f"{path}: cannot be written, since its metadata are larger than safetensors allows (100 MB); "
+            "keep the .pth."
+        )
+    with written_atomically(path) as partial:
+        # Not by safetensors' own `save_file`: recent ones let nobody but the owner read the file.
+        partial.write_bytes(save(stored, metadata={HEADER_KEY: text}))
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
 def load_model_file(path: Path) -> ModelFile:
-    """Read a model file of ours or of the original notebook, with `weights_only=True`.
+    """Read a model file, `.safetensors` or `.pth`, ours or the original notebook's; content decides which.
+
+    Nothing is unpickled: `.pth` is read with `weights_only=True`.
 
     Raises:
         ModelFileError: missing, damaged, of another kind, from a newer format, or of other shapes.
@@ -77,34 +215,92 @@ def load_model_file(path: Path) -> ModelFile:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file; {REMEDY}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign files raise errors of many modules; none is ours to show
-        raise ModelFileError(f"{path}: not a model file, or damaged; {REMEDY}.") from error
-    if not isinstance(content, dict) or not {"model_state_dict", "class_names"} <= content.keys():
-        raise ModelFileError(f"{path}: holds no model of Cervicyte or of the original; {REMEDY}.")
-
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_pth(path)
     state, names, own = content["model_state_dict"], content["class_names"], content.get("cervicyte")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelFileError(f"{path}: its model_state_dict holds no tensors; {REMEDY}.")
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ModelFileError(f"{path}: its class_names are no list of names; {REMEDY}.")
-    if own is not None and not isinstance(own, dict):
+    if not names or len(set(names)) < len(names):
+        raise ModelFileError(f"{path}: its class_names are none, or name one class twice; {REMEDY}.")
+    if own is not None:
+        _check_description(own, path)
+    network = _network_of(state, len(names), path)
+    # Neither format finds a changed bit by itself. Files from before there was a hash have none.
+    if own is not None and own.get("weights_sha256") not in (None, weights_hash(network)):
+        raise ModelFileError(
+            f"{path}: its weights are not those that it was written with, so that it is damaged; fetch or "
+            "write it anew."
+        )
+    epoch, best_validation_accuracy = _epoch_of(content, path)
+    return ModelFile(
+        network=network,
+        class_names=tuple(names),
+        preprocessing=_preprocessing_of(own, path),
+        epoch=epoch,
+        best_validation_accuracy=best_validation_accuracy,
+        metadata={key: value for key, value in (own or {}).items() if key not in NO_METADATA},
+        original=own is None or bool(own.get("original")),
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a header in JSON follows on the eight bytes of its length."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _read_pth(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:  # given a path, torch goes by its suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign files raise errors of many modules; none is ours to show
+        raise ModelFileError(f"{path}: not a model file, or damaged; {REMEDY}.") from error
+    if not isinstance(content, dict) or not {"model_state_dict", "class_names"} <= content.keys():
+        raise ModelFileError(f"{path}: holds no model of Cervicyte or of the original; {REMEDY}.")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the file's content under the keys of a `.pth`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+        state = load_file(path)
+        own = None if text is None else json.loads(text)
+    except Exception as error:  # of safetensors, of JSON, of the operating system; none is ours to show
+        raise ModelFileError(f"{path}: not a model file, or damaged; {REMEDY}.") from error
+    if own is None:
+        raise ModelFileError(f"{path}: holds weights, but no model of Cervicyte; {REMEDY}.")
+    if not isinstance(own, dict) or None in (own.get("class_names"), own.get("weights_sha256")):
         raise ModelFileError(f"{path}: its own description is damaged; {REMEDY}.")
-    if own is not None and own.get("format_version") != FORMAT_VERSION:
+    of_the_checkpoint = {key: own.get(key) for key in OF_THE_CHECKPOINT}
+    return {"model_state_dict": state, **of_the_checkpoint, "cervicyte": own}
+
+
+def _check_description(own: object, path: Path) -> None:
+    """Refuse a description from another format, or of a form on which the program does not count."""
+    if not isinstance(own, dict):
+        raise ModelFileError(f"{path}: its own description is damaged; {REMEDY}.")
+    if own.get("format_version") != FORMAT_VERSION:
         raise ModelFileError(
             f"{path}: has format version {own.get('format_version')!r}, this program reads "
             f"{FORMAT_VERSION}; install the version of Cervicyte that wrote it."
         )
-    return ModelFile(
-        network=_network_of(state, len(names), path),
-        class_names=tuple(names),
-        preprocessing=_preprocessing_of(own, path),
-        epoch=int(content.get("epoch") or 0),
-        best_validation_accuracy=float(content.get("best_val_acc") or 0.0),
-        metadata={k: v for k, v in (own or {}).items() if not k.startswith(("preprocessing", "format_"))},
-        original=own is None,
-    )
+    try:
+        Metadata.model_validate(own)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ModelFileError(f"{path}: its own description is damaged, at {where}; {REMEDY}.") from error
+
+
+def _epoch_of(content: Mapping[str, Any], path: Path) -> tuple[int, float]:
+    """Return the epoch and its validation accuracy; 0 where a checkpoint does not say."""
+    try:
+        return int(content.get("epoch") or 0), float(content.get("best_val_acc") or 0.0)
+    # Such as a text, a list, a tensor of several numbers, or infinity.
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ModelFileError(f"{path}: its epoch or best_val_acc is no number; {REMEDY}.") from error
 
 
 def _network_of(state: dict[str, Tensor], class_count: int, path: Path) -> CBAMResNet50:

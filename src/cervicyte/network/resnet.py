@@ -156,6 +156,9 @@ def folded(network: CBAMResNet50) -> CBAMResNet50:
 
 
 def _fold(parent: nn.Module, convolution: str, normalisation: str) -> None:
-    both = parent.get_submodule(convolution), parent.get_submodule(normalisation)
-    parent.register_module(convolution, fuse_conv_bn_eval(*both))
+    """Replace both in place: the first by one that does the work of the second, the second by nothing."""
+    before, after = parent.get_submodule(convolution), parent.get_submodule(normalisation)
+    assert isinstance(before, nn.Conv2d)
+    assert isinstance(after, nn.BatchNorm2d)
+    parent.register_module(convolution, fuse_conv_bn_eval(before, after))
     parent.register_module(normalisation, nn.Identity())

@@ -15,11 +15,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from cervicyte.images.corruptions import STAINS
 from cervicyte.training.recipe import Augmentation
 
-# Optical densities of haematoxylin, eosin and DAB in RGB (Ruifrok & Johnston, Anal. Quant. Cytol.
-# Histol. 2001). Papanicolaou's stains differ; as axes along which to vary colour they serve.
-STAIN_DENSITIES = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+# Haematoxylin, eosin and DAB. Papanicolaou's stains differ; as axes along which to vary colour they serve.
+STAIN_DENSITIES = torch.tensor(STAINS, dtype=torch.float32)
 STAIN_UNMIXING = torch.linalg.inv(STAIN_DENSITIES)
 
 
@@ -118,8 +118,7 @@ class Framing(v2.Transform):
         window = max(1, round(size / factor))
         before, pixels = abs(window - size) // 2, _pixels(inpt)
         if window > size:
-            after = window - size - before
-            pixels = cv2.copyMakeBorder(pixels, before, after, before, after, cv2.BORDER_REFLECT)
+            pixels = _mirrored(pixels, before, window - size - before, cv2.BORDER_REFLECT)
         else:
             pixels = pixels[before : before + window, before : before + window]
         how = cv2.INTER_AREA if window > size else cv2.INTER_LINEAR
@@ -194,8 +193,7 @@ class Magnification(v2.Transform):
         window = round(size / factor)
         margin = max(0, math.ceil((window - size) / 2))
         if margin:  # OpenCV mirrors as often as needed, torchvision only once
-            edges = [margin] * 4
-            inpt = _image(cv2.copyMakeBorder(_pixels(inpt), *edges, cv2.BORDER_REFLECT_101))
+            inpt = _image(_mirrored(_pixels(inpt), margin, margin, cv2.BORDER_REFLECT_101))
         room = max(0, inpt.shape[-1] - window)
         top, left = torch.randint(0, room + 1, (2,)).tolist()
         return functional.resized_crop(
@@ -226,7 +224,9 @@ class JPEG(v2.Transform):
         """Map uint8 [3, H, W] to uint8 [3, H, W]."""
         quality = int(torch.randint(self.low, self.high + 1, (1,)))
         _, encoded = cv2.imencode(".jpg", _pixels(inpt), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return _image(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # it was encoded a moment ago
+        return _image(decoded)
 
 
 def build_augmentation(settings: Augmentation) -> v2.Transform:
@@ -271,6 +271,11 @@ def _through_tables(image: Tensor, levels: Tensor) -> Tensor:
     """Map each channel's grey levels, uint8 [3, H, W], to the new ones in `levels`, float [3, 256]."""
     tables = levels.round().clamp(0, 255).to(torch.uint8)
     return torch.stack([table[channel.int()] for table, channel in zip(tables, image, strict=True)])
+
+
+def _mirrored(pixels: np.ndarray, before: int, after: int, border: int) -> np.ndarray:
+    """Widen [H, W, 3] by mirrored surroundings, `before` and `after` pixels in each direction."""
+    return cv2.copyMakeBorder(pixels, before, after, before, after, border)
 
 
 def _pixels(image: Tensor) -> np.ndarray:

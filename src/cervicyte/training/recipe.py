@@ -199,6 +199,18 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, 
     return keys
 
 
+def differing_keys(one: Recipe, other: Recipe) -> list[str]:
+    """Return the dotted keys whose values are not the same in both recipes."""
+    return [key for key in recipe_keys() if _value_of(one, key) != _value_of(other, key)]
+
+
+def _value_of(recipe: Recipe, dotted: str) -> Any:
+    value: Any = recipe
+    for key in dotted.split("."):
+        value = getattr(value, key)
+    return value
+
+
 def _set(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
