@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -47,8 +48,11 @@ def folds(cells, tmp_path_factory):
     return [fold_folder(out, 0, fold) for fold in (0, 1)]
 
 
-def test_every_cell_is_asked_for_clean_and_spoilt_by_the_network_that_did_not_see_it(cells, folds, tmp_path):
+def test_every_cell_is_asked_for_clean_and_spoilt_by_the_network_that_did_not_see_it(
+    cells, folds, tmp_path, monkeypatch
+):
     arguments = ["robustness", *map(str, folds), "--data", str(cells), "--out", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", ["cervicyte", *arguments])
     told = CliRunner().invoke(app, arguments)
     assert told.exit_code == 0, told.output
     table = pd.read_csv(tmp_path / "r" / "robustness_predictions.csv")
@@ -58,7 +62,7 @@ def test_every_cell_is_asked_for_clean_and_spoilt_by_the_network_that_did_not_se
         tested = pd.read_csv(fold / "test_predictions.csv").set_index("path")["predicted_class"]
         assert clean[tested.index].equals(tested)
         lines = (fold / "split.openings.jsonl").read_text().splitlines()
-        assert "robustness" in json.loads(lines[-1])["command"]
+        assert json.loads(lines[-1])["command"].startswith("cervicyte robustness ")
     content = json.loads((tmp_path / "r" / "robustness.json").read_text())
     assert content["cells"] == 12
     assert any("the like of: JPEG, brightness, gaussian blur, stain." in one for one in content["caveats"])
