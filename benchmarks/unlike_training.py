@@ -26,6 +26,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 from sklearn.metrics import roc_auc_score
 
+from cervicyte import metrics
 from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split, split_hash
 from cervicyte.datasets.synthetic_fields import draw_scene
@@ -58,14 +59,23 @@ NEIGHBOUR = 10  # the nearest training cell that counts, for comparison
 
 
 class Seen:
-    """What is kept of images: features of each stage, statistics [N, 5], whether a nucleus was found [N]."""
+    """What is kept of images: features of each stage, statistics [N, 5], whether a nucleus was found [N], and
+    what each image shares with others, its field or its photograph [N]."""
 
-    def __init__(self, features: dict[str, np.ndarray], statistics: np.ndarray, nucleus: np.ndarray) -> None:
-        self.features, self.statistics, self.nucleus = features, statistics, nucleus
+    def __init__(
+        self, features: dict[str, np.ndarray], statistics: np.ndarray, nucleus: np.ndarray, places: np.ndarray
+    ) -> None:
+        self.features, self.statistics, self.nucleus, self.places = features, statistics, nucleus, places
 
 
-def seen_of(model: ModelFile, count: int, image_of: Callable[[int], np.ndarray], title: str) -> Seen:
-    """Look at `count` images, a few at a time."""
+def seen_of(
+    model: ModelFile,
+    count: int,
+    image_of: Callable[[int], np.ndarray],
+    title: str,
+    places: Sequence[str] | None = None,
+) -> Seen:
+    """Look at `count` images, a few at a time; without places each stands for itself."""
     features, statistics, nucleus = [], [], []
     for start in range(0, count, AT_ONCE):
         images = [image_of(place) for place in range(start, min(count, start + AT_ONCE))]
@@ -76,7 +86,8 @@ def seen_of(model: ModelFile, count: int, image_of: Callable[[int], np.ndarray],
         print(f"\r{title}: {start + len(images)} of {count}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     together = {stage: np.concatenate([one[stage] for one in features]) for stage in STAGES}
-    return Seen(together, np.array(statistics), np.array(nucleus))
+    alone = [f"{title} {number}" for number in range(count)]
+    return Seen(together, np.array(statistics), np.array(nucleus), np.array(places or alone))
 
 
 def pooled(several: Sequence[Seen]) -> Seen:
@@ -85,6 +96,7 @@ def pooled(several: Sequence[Seen]) -> Seen:
         {stage: np.concatenate([one.features[stage] for one in several]) for stage in STAGES},
         np.concatenate([one.statistics for one in several]),
         np.concatenate([one.nucleus for one in several]),
+        np.concatenate([one.places for one in several]),
     )
 
 
@@ -93,7 +105,8 @@ def reader_of(paths: Sequence[Path]) -> Callable[[int], np.ndarray]:
 
 
 def cells_seen(model: ModelFile, cells: Sequence[Cell], title: str) -> Seen:
-    return seen_of(model, len(cells), reader_of([cell.path for cell in cells]), title)
+    places = [f"{title} {cell.group}" for cell in cells]
+    return seen_of(model, len(cells), reader_of([cell.path for cell in cells]), title, places)
 
 
 # --- what is no cell -----------------------------------------------------------------------------
@@ -222,18 +235,42 @@ def auroc(home: np.ndarray, other: np.ndarray) -> float:
     return round(float(roc_auc_score(truth, np.concatenate([home, other]))), 4)
 
 
+def with_intervals(home: Seen, other: Seen, scores: Sequence[np.ndarray], flagged: np.ndarray) -> list[Any]:
+    """Return the area under the curve and the share flagged, each with its interval from drawing places."""
+    foreign = np.repeat([False, True], [len(home.places), len(other.places)])
+    values = np.concatenate(scores)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        own = weights[:, foreign]
+        share = metrics.ratio(own @ flagged, own.sum(-1))
+        return np.stack([metrics.auc(foreign, values, weights), share], axis=-1)
+
+    places = [*(f"home {place}" for place in home.places), *(f"other {place}" for place in other.places)]
+    found = metrics.group_bootstrap(places, statistic)
+    return [
+        {
+            end: None if np.isnan(value) else round(float(value), 4)
+            for end, value in zip(("value", "low", "high"), ends, strict=True)
+        }
+        for ends in zip(*found, strict=True)
+    ]
+
+
 def figures_of(familiarity: Familiarity, home: Seen, other: Seen) -> dict[str, Any]:
     """Return the area under the curve and the shares flagged of one kind of images."""
     scores = [familiarity.scores(seen.features, seen.statistics) for seen in (home, other)]
     kinds = np.array([one.kind for one in familiarity.judge(other.features, other.statistics)])
+    area, flagged = with_intervals(
+        home, other, [rarity(each).max(1) for each in scores], (kinds != "familiar").astype(float)
+    )
     return {
         "images": len(kinds),
-        "auroc": auroc(*(rarity(each).max(1) for each in scores)),
+        "auroc": area,
         "auroc_of": {
             name: auroc(*(rarity(each)[:, place] for each in scores))
             for place, name in enumerate((*STATISTICS, FEATURES))
         },
-        "flagged": round(float((kinds != "familiar").mean()), 4),
+        "flagged": flagged,
         "flagged_as_no_cell": round(float((kinds == "not_a_cell").mean()), 4),
         "nucleus_found": round(float(other.nucleus.mean()), 4),
         "features_score_median": round(float(np.median(scores[1][:, -1])), 2),
@@ -328,7 +365,9 @@ def main() -> None:
         others[folder.name] = seen_of(model, len(paths), reader_of(paths), folder.name)
     for name, (group, source, draw) in no_cells(parts["test"], options.seed).items():
         groups[name], sources[name] = group, source
-        others[name] = seen_of(model, options.images, draw, name)
+        # Crops of one photograph are one source, however many.
+        one_source = [name] * options.images if group == "photograph" else None
+        others[name] = seen_of(model, options.images, draw, name, one_source)
 
     judged = {
         name: {"group": groups[name], "source": sources[name], **figures_of(familiarity, seen["test"], other)}
@@ -338,7 +377,8 @@ def main() -> None:
     content = {
         "provenance": provenance(command),
         "what": "Area under the ROC curve of how unlike the training cells an image is, test cells against "
-        "each kind of other images, and the shares of each kind that are flagged. Of one network.",
+        "each kind of other images, and the shares of each kind that are flagged. Of one network. Intervals: "
+        "95 % percentile bootstrap of whole groups of cells, of photographs, and of drawn images one by one.",
         "weights": model_hash,
         "split": split_hash(split),
         "test_part": openings,
@@ -367,9 +407,10 @@ def main() -> None:
         ),
     }
     write_json(options.out, content)
-    print(f"{options.out}: of {of_home['images']} home cells {of_home['flagged']:.1%} are flagged")
+    print(f"{options.out}: of {of_home['images']} home cells {of_home['flagged']['value']:.1%} are flagged")
     for name, figures in judged.items():
-        print(f"  {name}: AUROC {figures['auroc']:.3f}, flagged {figures['flagged']:.1%}")
+        area, flagged = figures["auroc"]["value"], figures["flagged"]["value"]
+        print(f"  {name}: AUROC {area:.3f}, flagged {flagged:.1%}")
 
 
 if __name__ == "__main__":
