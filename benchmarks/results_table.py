@@ -207,6 +207,38 @@ def folds_lines(results: Path) -> list[str]:
     ]
 
 
+def unlike_lines(results: Path) -> list[str]:
+    """Return what of foreign images the audited network knows not to know."""
+    path = results / "unlike_training.json"
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text())
+    fitted, home = content["fitted"], content["home"]
+    lines = [
+        "## What is unlike the training cells",
+        "",
+        f"`{content['provenance']['command']}`, commit `{content['provenance']['commit']}`, seed "
+        f"{content['seed']}; of one network (fold 0, weights `{content['weights'][:12]}`). Fitted on "
+        f"{fitted['training_cells']:,} training and {fitted['reference_cells']:,} validation cells; the flag "
+        f"is set for about {fitted['rate_asked']:.0%} of home cells. Of {home['images']:,} test cells "
+        f"{rate(home['flagged'])} are flagged. Herlev, two of the photographs and the drawn kinds helped to "
+        "choose the method and are no unseen sources; other microscopy is not among them. "
+        "[What it means](../unlike_training.md), [all figures](unlike_training.json).",
+        "",
+        "| images | how many | AUROC against home cells | flagged | of these as no cell |",
+        "| --- | ---: | --- | --- | ---: |",
+    ]
+    for name, figures in content["others"].items():
+        area = figures["auroc"]
+        # Of a single photograph there is no interval.
+        ends = "" if area["low"] is None else f" [{area['low']:.3f}, {area['high']:.3f}]"
+        lines.append(
+            f"| {name} | {figures['images']} | {area['value']:.3f}{ends} | {rate(figures['flagged'])} | "
+            f"{figures['flagged_as_no_cell']:.0%} |"
+        )
+    return [*lines, ""]
+
+
 def told_apart(audit: dict[str, Any], name: str) -> str:
     """Say of a map whether it is told apart from the best, by score and by ROAD."""
     said = []
@@ -276,6 +308,7 @@ def page(results: Path = RESULTS) -> str:
         ]
     lines += inspection_lines(results)
     lines += audit_lines(results)
+    lines += unlike_lines(results)
     return "\n".join(lines)
 
 
