@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CERVICYTE_SHARED", PROJECT.parent / "shared"))
@@ -17,3 +19,15 @@ def needs_shared(test):
         not SHARED.is_dir(), reason="the real cells and weights in ../shared are not here"
     )
     return pytest.mark.shared(skip(test))
+
+
+def draw_two_classes(root: Path, fields: int, cells: int) -> Path:
+    """Write noise of two classes that differ in brightness, so many fields each and cells a field."""
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 40), ("light", 90)):
+        (root / label).mkdir(parents=True)
+        for field in range(1, fields + 1):
+            for cell in range(1, cells + 1):
+                pixels = (rng.integers(0, 120, (40, 50, 3)) + level).astype(np.uint8)
+                Image.fromarray(pixels).save(root / label / f"{field:03d}_{cell:02d}.png")
+    return root

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROJECT
-from PIL import Image
+from conftest import PROJECT, draw_two_classes
 from sklearn.metrics import accuracy_score, log_loss
 
 from cervicyte.datasets.layouts import read_dataset
@@ -38,15 +36,7 @@ judged: [0, 1]
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """Two classes, nine fields each, two cells a field."""
-    root = tmp_path_factory.mktemp("data") / "cells"
-    rng = np.random.default_rng(0)
-    for label, level in (("dark", 40), ("light", 90)):
-        (root / label).mkdir(parents=True)
-        for field in range(1, 10):
-            for cell in (1, 2):
-                pixels = (rng.integers(0, 120, (40, 50, 3)) + level).astype(np.uint8)
-                Image.fromarray(pixels).save(root / label / f"{field:03d}_{cell:02d}.png")
-    return root
+    return draw_two_classes(tmp_path_factory.mktemp("data") / "cells", 9, 2)
 
 
 def plan_of(folder, text=PLAN):

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import draw_two_classes
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -41,13 +42,7 @@ def draw(path, level, rng):
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """Two classes, six fields each, two cells a field."""
-    root = tmp_path_factory.mktemp("data") / "cells"
-    rng = np.random.default_rng(0)
-    for label, level in (("dark", 40), ("light", 90)):
-        for field in range(1, 7):
-            for cell in (1, 2):
-                draw(root / label / f"{field:03d}_{cell:02d}.png", level, rng)
-    return root
+    return draw_two_classes(tmp_path_factory.mktemp("data") / "cells", 6, 2)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import draw_two_classes
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -31,14 +32,8 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "cells"
-    rng = np.random.default_rng(0)
-    for label, level in (("dark", 40), ("light", 90)):
-        (root / label).mkdir(parents=True)
-        for field in range(1, 7):
-            pixels = (rng.integers(0, 120, (40, 50, 3)) + level).astype(np.uint8)
-            Image.fromarray(pixels).save(root / label / f"{field:03d}_01.png")
-    return root
+    """Two classes, six fields each, one cell a field."""
+    return draw_two_classes(tmp_path_factory.mktemp("data") / "cells", 6, 1)
 
 
 @pytest.fixture(scope="module")

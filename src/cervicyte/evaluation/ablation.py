@@ -28,6 +28,7 @@ from cervicyte.evaluation.cross_validation import (
     bootstrap_estimates,
     figures_of_cells,
 )
+from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.predictions import logits_of, predictions_table, softmax
 from cervicyte.evaluation.run import NOT_PATIENTS, RECIPE_NAME, labelled_images
 from cervicyte.evaluation.tables import read_predictions, write_table
@@ -358,23 +359,13 @@ def _cells_of_row(variant: Mapping[str, Any]) -> list[str]:
         return ["not run", *[""] * 9]
     cells = []
     for name in TITLES:
-        percent = name in ("accuracy", "macro_f1")
         own, gained = variant["figures"][name], variant["differences"][name]
         cells += [
-            _written(own, percent),
-            "" if variant["name"] == BASE else _written(gained, percent, signed=True),
+            interval_text(own, name),
+            "" if variant["name"] == BASE else interval_text(gained, name, signed=True),
         ]
     p_value = "" if variant["name"] == BASE else f"{variant['accuracy_p_value']['value']:.3f}"
     return [*cells, p_value, f"{variant['minutes']:.1f}"]
-
-
-def _written(figure: Mapping[str, float | None], percent: bool, signed: bool = False) -> str:
-    values = [figure[end] for end in ("value", "low", "high")]
-    if any(value is None for value in values):
-        return "undefined"
-    form = ("+" if signed else "") + (".1f" if percent else ".3f")
-    value, low, high = (format(100 * one if percent else one, form) for one in values if one is not None)
-    return f"{value} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ TITLES = {
 }
 ABNORMAL = ("abnormal_auc", "abnormal_sensitivity_at_95_specificity", "abnormal_called_normal")
 CERTAINTY = ("accuracy_at_90_coverage", "answered", "accuracy_of_answered")
-DECIMALS = {"abnormal_auc": 4, "mean_set_size": 3} | {
+DECIMALS = {"abnormal_auc": 4, "mean_set_size": 3, "negative_log_likelihood": 3} | {
     f"{name}_{when}": 3 for name in CONFIDENCE_FIGURES for when in (BEFORE, AFTER)
 }  # of what is no share; shares are in percent, with one
 
@@ -41,6 +41,15 @@ def number_text(value: float | None, name: str = "", signed: bool = False) -> st
         return UNDEFINED
     factor, decimals = (1, DECIMALS[name]) if name in DECIMALS else (100, 1)
     return format(value * factor, f"{'+' if signed else ''}.{decimals}f").replace("-", "\N{MINUS SIGN}")
+
+
+def interval_text(figure: Mapping[str, float | None], name: str = "", signed: bool = False) -> str:
+    """Return value and interval of the figure `name`, see `number_text`."""
+    value, low, high = (figure[end] for end in ("value", "low", "high"))
+    if value is None:
+        return UNDEFINED
+    ends = [number_text(end, name, signed) for end in (low, high)]
+    return f"{number_text(value, name, signed)} [{', '.join(ends)}]"
 
 
 def cross_validation_page(content: Mapping[str, Any]) -> str:

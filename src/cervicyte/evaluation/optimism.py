@@ -26,9 +26,9 @@ from cervicyte.evaluation.cross_validation import (
     figures_of_cells,
     fold_folder,
 )
-from cervicyte.evaluation.cross_validation_page import number_text, title_of_figure
+from cervicyte.evaluation.cross_validation_page import interval_text, title_of_figure
 from cervicyte.evaluation.run import NOT_PATIENTS, SPLIT_NAME
-from cervicyte.evaluation.tables import FIRST_COLUMNS, UNDEFINED, write_table
+from cervicyte.evaluation.tables import FIRST_COLUMNS, write_table
 from cervicyte.metrics import Statistic
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
@@ -209,15 +209,15 @@ def optimism_page(content: Mapping[str, Any]) -> str:
     differences = [f"{by} - {HONEST}" for by in FLATTERING]
     figures = [
         f"| {title_of_figure(name)} | "
-        + " | ".join(_text(columns[by], name) for by in SPLITS)
+        + " | ".join(interval_text(columns[by], name) for by in SPLITS)
         + " | "
-        + " | ".join(_text(columns[one], name, signed=True) for one in differences)
+        + " | ".join(interval_text(columns[one], name, signed=True) for one in differences)
         + " |"
         for name, columns in content["figures"].items()
     ]
     company = [
-        f"| {row['split']} | {row['company']} | {row['tests']:,} | {_text(row['accuracy'])} | "
-        f"{_text(row['accuracy_by_group'])} | {_text(row['difference'], signed=True)} |"
+        f"| {row['split']} | {row['company']} | {row['tests']:,} | {interval_text(row['accuracy'])} | "
+        f"{interval_text(row['accuracy_by_group'])} | {interval_text(row['difference'], signed=True)} |"
         for row in content["company_in_training"]
     ]
     origin, model = content["provenance"], content["model"]
@@ -252,12 +252,3 @@ is by group.
 Command: `{origin["command"] or "called from Python"}`; commit {origin["commit"]}; written \
 {origin["written"][:10]}.
 """
-
-
-def _text(figure: Mapping[str, float | None], name: str = "", signed: bool = False) -> str:
-    """Return a figure with its interval, in percent unless it is an area."""
-    value, low, high = (figure[end] for end in ("value", "low", "high"))
-    if value is None:
-        return UNDEFINED
-    ends = [number_text(end, name, signed) for end in (low, high)]
-    return f"{number_text(value, name, signed)} [{', '.join(ends)}]"

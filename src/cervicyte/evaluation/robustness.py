@@ -19,7 +19,7 @@ from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, leak_of, read_split, split_hash, verify_contents
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
-from cervicyte.evaluation.cross_validation_page import number_text
+from cervicyte.evaluation.cross_validation_page import interval_text, number_text
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.predictions import logits_of
 from cervicyte.evaluation.run import NOT_PATIENTS, SPLIT_NAME, weights_hash
@@ -199,14 +199,10 @@ def _flat_table(content: dict[str, Any]) -> pd.DataFrame:
 def robustness_page(content: dict[str, Any]) -> str:
     """Return the table as Markdown."""
 
-    def text(figure: dict[str, float | None]) -> str:
-        value, low, high = (number_text(figure[end]) for end in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]"
-
     rows = "\n".join(
         f"| {name} | "
         + " | ".join(number_text(one["value"]) for one in figures["by_severity"].values())
-        + f" | {text(figures['mean'])} |"
+        + f" | {interval_text(figures['mean'])} |"
         for name, figures in content["corruptions"].items()
     )
     origin = content["provenance"]
@@ -215,8 +211,9 @@ def robustness_page(content: dict[str, Any]) -> str:
 {content["notice"]}
 
 {content["cells"]:,} cells in {content["groups"]:,} groups, tested by {content["runs"]} networks that saw no \
-cell of their groups. Accuracy in percent: clean {text(content["clean"])}; mean over all corruptions and \
-severities {text(content["mean"])}, which is {text(content["share_of_clean"])} % of the clean one.
+cell of their groups. Accuracy in percent: clean {interval_text(content["clean"])}; mean over all corruptions \
+and severities {interval_text(content["mean"])}, which is {interval_text(content["share_of_clean"])} % of the \
+clean one.
 
 | corruption | {" | ".join(map(str, SEVERITIES))} | mean |
 | --- | {" | ".join(["---:"] * len(SEVERITIES))} | ---: |
