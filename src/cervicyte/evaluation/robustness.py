@@ -211,9 +211,9 @@ def robustness_page(content: dict[str, Any]) -> str:
 {content["notice"]}
 
 {content["cells"]:,} cells in {content["groups"]:,} groups, tested by {content["runs"]} networks that saw no \
-cell of their groups. Accuracy in percent: clean {interval_text(content["clean"])}; mean over all corruptions \
-and severities {interval_text(content["mean"])}, which is {interval_text(content["share_of_clean"])} % of the \
-clean one.
+cell of their groups. Accuracy in percent: clean {interval_text(content["clean"])}; mean over all \
+corruptions and severities {interval_text(content["mean"])}, which is \
+{interval_text(content["share_of_clean"])} % of the clean one.
 
 | corruption | {" | ".join(map(str, SEVERITIES))} | mean |
 | --- | {" | ".join(["---:"] * len(SEVERITIES))} | ---: |
