@@ -27,6 +27,7 @@ from cervicyte.evaluation.tables import write_table
 from cervicyte.images.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from cervicyte.images.reader import read_image
 from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.pages import plural
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 from cervicyte.training.cells import READING_THREADS
@@ -210,8 +211,9 @@ def robustness_page(content: dict[str, Any]) -> str:
 
 {content["notice"]}
 
-{content["cells"]:,} cells in {content["groups"]:,} groups, tested by {content["runs"]} networks that saw no \
-cell of their groups. Accuracy in percent: clean {interval_text(content["clean"])}; mean over all \
+{content["cells"]:,} cells in {content["groups"]:,} groups, tested by {content["runs"]} \
+{plural("network", content["runs"])} that saw no cell of their groups. Accuracy in percent: \
+clean {interval_text(content["clean"])}; mean over all \
 corruptions and severities {interval_text(content["mean"])}, which is \
 {interval_text(content["share_of_clean"])} % of the clean one.
 

@@ -93,12 +93,12 @@ class Verdict:
         if self.beats_controls:
             best = max(self.controls, key=lambda name: self.controls[name])
             return (
-                f"On this image the map beats all {len(self.controls)} controls: score {self.score:.2f}; the "
-                f"best control, {NAMES[best]}, {self.controls[best]:.2f}."
+                f"On this image the map beats all {len(self.controls)} controls: score {self.score:z.2f}; "
+                f"the best control, {NAMES[best]}, {self.controls[best]:z.2f}."
             )
-        listed = ", ".join(f"{NAMES[name]} ({self.controls[name]:.2f})" for name in self.unbeaten)
+        listed = ", ".join(f"{NAMES[name]} ({self.controls[name]:z.2f})" for name in self.unbeaten)
         return (
-            f"On this image the map does not beat {listed}: score {self.score:.2f}. Do not rely on where it "
+            f"On this image the map does not beat {listed}: score {self.score:z.2f}. Do not rely on where it "
             "points."
         )
 
