@@ -379,6 +379,11 @@ def ablate(
     set_: Settings = None,
     backbone: Backbone = None,
     known_groups: KnownGroups = True,
+    only: Annotated[list[str] | None, typer.Option(help="Train this variant; repeat for more.")] = None,
+    elsewhere: Annotated[
+        Path | None, typer.Option(help="Another laboratory's labelled cells; judged on, never trained on.")
+    ] = None,
+    keep_models: Annotated[bool, typer.Option(help="Keep every model file, 100 MB each.")] = False,
 ) -> None:
     """Compare variants of a recipe, one change at a time, on inner groups; the test part stays closed."""
     from cervicyte.evaluation.ablation import ablate, read_plan
@@ -392,6 +397,9 @@ def ablate(
         out,
         read_plan(plan, overrides),
         known_groups=known_groups,
+        only=only or (),
+        elsewhere=elsewhere,
+        keep_models=keep_models,
         command=_command_line(),
         progress=TerminalProgress(),
     )

@@ -20,6 +20,7 @@ import pandas as pd
 import yaml
 
 from cervicyte import metrics
+from cervicyte.datasets.classes import grouping_of
 from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import cells_of, make_split, split_hash
 from cervicyte.errors import RecipeError, RunFolderError, UsageError
@@ -29,7 +30,7 @@ from cervicyte.evaluation.cross_validation import (
     figures_of_cells,
 )
 from cervicyte.evaluation.cross_validation_page import interval_text
-from cervicyte.evaluation.predictions import logits_of, predictions_table, softmax
+from cervicyte.evaluation.predictions import logits_of, predict_cells, predictions_table, softmax
 from cervicyte.evaluation.run import NOT_PATIENTS, RECIPE_NAME, labelled_images
 from cervicyte.evaluation.tables import read_predictions, write_table
 from cervicyte.metrics import Statistic
@@ -41,6 +42,7 @@ from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
 
 BASE = "base"
 JUDGED_NAME = "judged_predictions.csv"
+ELSEWHERE_NAME = "elsewhere_predictions.csv"
 ABOUT_NAME = "about.json"  # of one training; written last
 TITLES = {
     "accuracy": "accuracy, %",
@@ -48,6 +50,8 @@ TITLES = {
     "negative_log_likelihood": "negative log-likelihood",
     "abnormal_auc": "abnormal AUC",
 }
+ELSEWHERE_TITLES = {"abnormal_auc_all": "all classes", "abnormal_auc_squamous": "without columnar cells"}
+COLUMNAR = "Columnar"  # Herlev's class of glandular cells, which SIPaKMeD lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +126,9 @@ def ablate(
     plan: Plan,
     *,
     known_groups: bool = True,
+    only: Sequence[str] = (),
+    elsewhere: Path | None = None,
+    keep_models: bool = False,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -133,6 +140,10 @@ def ablate(
             variant; what is not trained yet stands there as not run.
         plan: see `read_plan`.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
+        only: train these variants alone, by their names; all if empty. Several processes may so share `out`.
+        elsewhere: cells of another laboratory, whose classes may differ but are known as normal or
+            abnormal; each network is asked of them too, and is never trained on them.
+        keep_models: keep each training's model file, 100 MB of it.
         command: the command line, recorded in every artefact.
         progress: is told of every step.
 
@@ -140,25 +151,29 @@ def ablate(
         The content of `ablation.json`.
 
     Raises:
-        UsageError: the plan names an inner fold that there is not.
+        UsageError: the plan names an inner fold that there is not, or `only` a variant.
         RunFolderError: `out` holds trainings of other recipes or cells.
     """
     if not plan.judged or not set(plan.judged) <= set(range(plan.inner_folds)):
         raise UsageError(f"judged: give inner folds from 0 to {plan.inner_folds - 1}, one or more.")
+    if unknown := [name for name in only if name not in plan.recipes]:
+        raise UsageError(f"{unknown[0]}: is no variant of the plan; they are {', '.join(plan.recipes)}.")
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         progress.say(f"Note: {warning}")
+    foreign = None if elsewhere is None else read_dataset(elsewhere)
     rest, outer_hash = closed_test_part(dataset, plan)
     inner = {
         fold: make_split(rest, folds=plan.inner_folds, fold=fold, seed=plan.seed) for fold in plan.judged
     }
     content: dict[str, Any] = {}
     for name, recipe in plan.recipes.items():
+        if only and name not in only:
+            continue
         for fold, split in inner.items():
             progress.say(f"{name}, inner fold {fold}")
-            _train_and_judge(
-                rest, split, recipe, out / _folder_name(name) / f"inner_{fold}", command, progress
-            )
+            folder = out / _folder_name(name) / f"inner_{fold}"
+            _train_and_judge(rest, split, recipe, folder, foreign, keep_models, command, progress)
         content = summary_of(out, plan, dataset, rest, outer_hash, command)
         write_table(_flat_table(content), out / "ablation.csv")
         write_text(out / "ablation.md", ablation_page(content))
@@ -179,6 +194,8 @@ def _train_and_judge(
     split: pd.DataFrame,
     recipe: Recipe,
     folder: Path,
+    foreign: CellDataset | None,
+    keep_models: bool,
     command: str | None,
     progress: Progress,
 ) -> None:
@@ -200,6 +217,8 @@ def _train_and_judge(
     probabilities = softmax(logits_of(model, judging.images, progress))
     labels = [cell.label for cell in judged]
     write_table(predictions_table(judged, labels, probabilities, dataset.classes), folder / JUDGED_NAME)
+    if foreign is not None:
+        write_table(predict_cells(model, foreign.cells, progress=progress), folder / ELSEWHERE_NAME)
     write_json(
         folder / ABOUT_NAME,
         {
@@ -209,8 +228,9 @@ def _train_and_judge(
             **provenance(command),
         },
     )
-    for name in (MODEL_NAME, CHECKPOINT_NAME):  # 400 MB a training, of which nothing is used again
-        (folder / name).unlink(missing_ok=True)
+    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    if not keep_models:
+        (folder / MODEL_NAME).unlink()
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -229,6 +249,7 @@ def summary_of(
             folders = [out / _folder_name(name) / f"inner_{fold}" for fold in plan.judged]
             about = [json.loads((folder / ABOUT_NAME).read_text(encoding="utf-8")) for folder in folders]
             row |= figures_against(base, table, rest.classes)
+            row |= _elsewhere_against(out, name, plan.judged)
             row |= {
                 "minutes": round(sum(one["minutes"] for one in about), 1),
                 "parameters": about[0]["parameters"],
@@ -293,6 +314,53 @@ def figures_against(
     }
 
 
+def _elsewhere_against(out: Path, name: str, judged: Sequence[int]) -> dict[str, Any]:
+    """Return the figures on another laboratory's cells, and what they exceed the base's by, paired; nothing
+    where the networks were not asked of them."""
+    mine, before = (
+        [out / _folder_name(one) / f"inner_{fold}" / ELSEWHERE_NAME for fold in judged]
+        for one in (name, BASE)
+    )
+    if not all(path.is_file() for path in (*mine, *before)):
+        return {}
+    tables = [[read_predictions(path) for path in paths] for paths in (mine, before)]
+    after, others = (_elsewhere_statistic(one) for one in tables)
+    groups = tables[0][0]["group"]
+    own = bootstrap_estimates(groups, after)
+    gained = bootstrap_estimates(groups, lambda weights: after(weights) - others(weights))
+    return {
+        "elsewhere": {
+            "cells": len(groups),
+            "groups": int(groups.nunique()),
+            "figures": {key: as_json(one) for key, one in zip(ELSEWHERE_TITLES, own, strict=True)},
+            "differences": {key: as_json(one) for key, one in zip(ELSEWHERE_TITLES, gained, strict=True)},
+        }
+    }
+
+
+def _elsewhere_statistic(tables: Sequence[pd.DataFrame]) -> Statistic:
+    """Return the function from cell weights to the AUCs of `ELSEWHERE_TITLES`: abnormal cells against the
+    others by the summed probability of the network's abnormal classes, the mean over the networks."""
+    truth = tables[0]["true_class"].to_numpy(str)
+    groupings = grouping_of(map(str, np.unique(truth)))
+    abnormal = np.array([groupings[name] == "abnormal" for name in truth])
+    squamous = (truth != COLUMNAR).astype(float)
+    own = grouping_of(name[2:] for name in tables[0].columns if name.startswith("p_"))
+    chosen = [f"p_{name}" for name, grouping in own.items() if grouping == "abnormal"]
+    scores = [table[chosen].sum(axis=1).to_numpy(float) for table in tables]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [
+                np.mean([metrics.auc(abnormal, score, weights * counted) for score in scores], axis=0)
+                for counted in (np.ones(len(truth)), squamous)
+            ],
+            axis=-1,
+        )
+
+    return statistic
+
+
 def _statistic(table: pd.DataFrame, class_names: Sequence[str]) -> Statistic:
     """Return the function from cell weights [D, N] to the figures of `TITLES`, [D, K]."""
     names, figures = figures_of_cells(table, class_names)
@@ -317,6 +385,10 @@ def _flat_table(content: Mapping[str, Any]) -> pd.DataFrame:
             for name, figure in variant.get(kind, {}).items():
                 key = name if kind == "figures" else f"{name}_difference"
                 row |= {key: figure["value"], f"{key}_low": figure["low"], f"{key}_high": figure["high"]}
+        for kind in ("figures", "differences"):
+            for name, figure in variant.get("elsewhere", {}).get(kind, {}).items():
+                key = f"elsewhere_{name}" + ("" if kind == "figures" else "_difference")
+                row |= {key: figure["value"], f"{key}_low": figure["low"], f"{key}_high": figure["high"]}
         row["accuracy_p_value"] = variant.get("accuracy_p_value", {}).get("value")
         row["minutes"] = variant.get("minutes")
         rows.append(row)
@@ -330,6 +402,7 @@ def ablation_page(content: Mapping[str, Any]) -> str:
         for variant in content["variants"]
     ]
     origin, outer = content["provenance"], content["outer_split"]
+    elsewhere = _elsewhere_part(content["variants"])
     return f"""# Ablation: {content["data"]}
 
 {content["notice"]}
@@ -348,7 +421,7 @@ was chosen on the judged cells.
 In brackets: 95 % intervals from {content["intervals"]["draws"]:,} bootstrap draws of whole groups; of \
 differences, the same draws for both. A lower negative log-likelihood is better. \
 {" ".join(content["caveats"])}
-
+{elsewhere}
 Command: `{origin["command"] or "called from Python"}`; commit {origin["commit"]}; {origin["machine"]}; \
 written {origin["written"][:10]}.
 """
@@ -366,6 +439,35 @@ def _cells_of_row(variant: Mapping[str, Any]) -> list[str]:
         ]
     p_value = "" if variant["name"] == BASE else f"{variant['accuracy_p_value']['value']:.3f}"
     return [*cells, p_value, f"{variant['minutes']:.1f}"]
+
+
+def _elsewhere_part(variants: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of another laboratory's cells, if any network was asked of them."""
+    asked = [variant for variant in variants if variant.get("elsewhere")]
+    if not asked:
+        return ""
+    about = asked[0]["elsewhere"]
+    rows = []
+    for variant in asked:
+        cells = []
+        for name in ELSEWHERE_TITLES:
+            figure, gained = (variant["elsewhere"][kind][name] for kind in ("figures", "differences"))
+            cells += [
+                interval_text(figure, "abnormal_auc"),
+                "" if variant["name"] == BASE else interval_text(gained, "abnormal_auc", signed=True),
+            ]
+        rows.append(f"| {variant['name']} | " + " | ".join(cells) + " |")
+    return f"""
+## Another laboratory's cells
+
+{about["cells"]:,} cells in {about["groups"]:,} groups, none of which was trained on: abnormal cells against \
+the others by the summed probability of the network's abnormal classes, AUC, the mean over the networks of \
+the inner folds. These cells may guide the choice of a recipe; a claim needs others.
+
+| variant | {" | less base | ".join(ELSEWHERE_TITLES.values())} | less base |
+| --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
