@@ -322,6 +322,32 @@ def cross_validate(
 
 
 @app.command()
+def release(
+    data: Data,
+    folds: Annotated[Path, typer.Option(help="The folder of a finished cross-validation by group.")],
+    out: Annotated[Path, typer.Option(help="Takes the model and its card.")] = Path("release"),
+    backbone: Backbone = None,
+    known_groups: KnownGroups = True,
+) -> None:
+    """Train on all cells as a cross-validation did, and attach what that found out; resumable."""
+    from cervicyte.evaluation.release import CARD_NAME, RELEASED_NAME, release
+    from cervicyte.progress import TerminalProgress
+
+    release(
+        data,
+        folds,
+        out,
+        backbone=backbone,
+        known_groups=known_groups,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    path = out / RELEASED_NAME
+    typer.echo(f"{path}: the model, {path.stat().st_size / 1e6:.1f} MB; {out / CARD_NAME}: its card")
+    typer.echo(RESEARCH_USE_ONLY)
+
+
+@app.command()
 def optimism(
     data: Data,
     out: Annotated[Path, typer.Option(help="Takes the folds of each split, and the tables.")] = Path(

@@ -25,6 +25,7 @@ from cervicyte import metrics
 from cervicyte.errors import CalibrationError
 from cervicyte.evaluation.prediction_sets import SET_LEVEL, fewest_groups, prediction_sets, threshold_of
 from cervicyte.evaluation.tables import arrays_of
+from cervicyte.network.model_file import ModelFile
 
 CALIBRATION_NAME = "calibration.json"
 COVERAGE = 0.9  # share of cells that are answered, not declined
@@ -161,6 +162,29 @@ def read_calibration(path: Path) -> Calibration:
     if not isinstance(content, dict) or "calibration" not in content:
         raise CalibrationError(f"{path}: holds no calibration; {REMEDY}.")
     return Calibration.from_json(content["calibration"], str(path))
+
+
+def calibration_of(model: ModelFile) -> Calibration | None:
+    """Return the calibration that a model carries, None if it carries none.
+
+    Raises:
+        CalibrationError: it is damaged, or of other classes than the model.
+    """
+    if not (stated := model.metadata.get("calibration")):
+        return None
+    calibration = Calibration.from_json(stated, "The model's calibration")
+    if calibration.class_names != model.class_names:
+        raise CalibrationError(
+            "The model's calibration is of other classes than the model; export the model anew from the run "
+            "that trained it."
+        )
+    return calibration
+
+
+def calibrated_probabilities(model: ModelFile, logits: np.ndarray) -> np.ndarray:
+    """Return probabilities [N, C] for logits [N, C], calibrated if the model carries a calibration."""
+    raw, calibration = softmax(logits.astype(np.float64), axis=-1), calibration_of(model)
+    return np.asarray(raw if calibration is None else calibration.apply(raw))
 
 
 # --- fitting -------------------------------------------------------------------------------------

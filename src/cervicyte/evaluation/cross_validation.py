@@ -164,6 +164,7 @@ def cross_validate(
                 overrides={**overrides, "seed": seed},
                 split_choice=SplitChoice(None, by, folds, fold, seed, allow_leak),
                 known_groups=known_groups,
+                calibrate=False,
                 resume=True,
                 command=command,
                 progress=progress,

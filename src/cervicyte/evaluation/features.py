@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.preprocessing import Preprocessing
@@ -13,6 +14,23 @@ from cervicyte.training.cells import normalised
 
 STAGES = ("stage2", "stage4")
 """Of which means are kept: the second has colours and textures, the last what they add up to."""
+
+
+def stage_means(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:
+    """Return the means over the last activations of each of `STAGES`, [N, 512] and [N, 2048].
+
+    Args:
+        network: in evaluation mode, on the device of `inputs`.
+        inputs: normalised images, float [N, 3, S, S].
+    """
+    means: dict[str, Tensor] = {}
+    activations, done = inputs, None
+    for stage in STAGES:
+        end = [name for name in network.layers if name[-1] == stage[-1]][-1]
+        activations = network.features(activations, end, after=done)
+        means[stage] = activations.mean((2, 3))
+        done = end
+    return means
 
 
 @torch.inference_mode()
@@ -36,16 +54,12 @@ def pooled_features(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.eval().to(device, memory_format=torch.channels_last)
-    ends = {stage: [name for name in network.layers if name[-1] == stage[-1]][-1] for stage in STAGES}
     features: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
     progress.start(title, len(images))
     for start in range(0, len(images), BATCH):
         batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
-        activations, done = normalised(batch.to(device), preprocessing), None
-        for stage, end in ends.items():
-            activations = network.features(activations, end, after=done)
-            features[stage].append(activations.mean((2, 3)).float().cpu().numpy())
-            done = end
+        for stage, means in stage_means(network, normalised(batch.to(device), preprocessing)).items():
+            features[stage].append(means.float().cpu().numpy())
         progress.advance(len(batch))
     progress.close()
     return {stage: np.concatenate(batches) for stage, batches in features.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from cervicyte.datasets.layouts import Cell
+from cervicyte.evaluation.calibration import calibrated_probabilities
 from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import load_cells, normalised
@@ -69,6 +70,8 @@ def predict_cells(
 ) -> pd.DataFrame:
     """Return one row a cell: path, group, true_class, predicted_class, confidence, p_<class> ….
 
+    The probabilities are calibrated if the model carries a calibration.
+
     Args:
         model: carries the preprocessing that the images go through.
         cells: in the order of the rows.
@@ -79,7 +82,7 @@ def predict_cells(
         ImageError: a file cannot be read; the text names it.
     """
     images = load_cells(cells, model.preprocessing, progress, "Reading cells to classify")
-    probabilities = softmax(logits_of(model, images, progress))
+    probabilities = calibrated_probabilities(model, logits_of(model, images, progress))
     truth = [cell.label for cell in cells] if true_classes is None else true_classes
     return predictions_table(cells, truth, probabilities, model.class_names)
 

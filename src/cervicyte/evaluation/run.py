@@ -31,9 +31,11 @@ from cervicyte.datasets.splits import (
     write_split,
 )
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
+from cervicyte.evaluation.answers import attach, fit_answers
+from cervicyte.evaluation.calibration import calibrated_probabilities
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
-from cervicyte.evaluation.predictions import logits_of, predict_cells, predictions_table, softmax
+from cervicyte.evaluation.predictions import logits_of, predict_cells, predictions_table
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
@@ -125,6 +127,7 @@ def train_and_evaluate(
     split_choice: SplitChoice = SplitChoice(),
     with_pictures: bool = True,
     known_groups: bool = True,
+    calibrate: bool = True,
     resume: bool = False,
     force: bool = False,
     command: str | None = None,
@@ -139,6 +142,8 @@ def train_and_evaluate(
         split_choice: which cells train, validate and test.
         with_pictures: whether the report shows the cells that were mistaken.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
+        calibrate: fit on the validation cells what the model answers by, see `answers.fit_answers`; a
+            cross-validation, which calibrates each fold by the others, does without.
         resume: go on with an unfinished run, with the recipe and the split that it began with.
         force: throw away what an earlier run left in `out`.
         command: the command line, recorded in every artefact.
@@ -212,13 +217,17 @@ def train_and_evaluate(
         return {}
 
     model = load_model_file(out / MODEL_NAME)
+    if calibrate:
+        logits = logits_of(model, validation.images, progress, "Calibrating")
+        answers = (training, cells["train"], validation, cells["validation"], logits)
+        attach(model, *fit_answers(model, *answers, progress))
     opened = record_opening(
         split_choice.file or out / SPLIT_NAME,
         split_hash(split),
         model=weights_hash(model.network),
         command=command,
     )
-    probabilities = softmax(logits_of(model, test.images, progress))
+    probabilities = calibrated_probabilities(model, logits_of(model, test.images, progress))
     labels = [cell.label for cell in cells["test"]]
     predictions = predictions_table(cells["test"], labels, probabilities, class_names)
     context = {

@@ -7,7 +7,6 @@ anything behind in the network, so any number of threads may ask one at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +14,14 @@ import torch
 from torch import Tensor
 
 from cervicyte.errors import UsageError
-from cervicyte.evaluation.predictions import BATCH, softmax
+from cervicyte.evaluation.answers import Answerer, Prediction
+from cervicyte.evaluation.features import stage_means
+from cervicyte.evaluation.predictions import BATCH
 from cervicyte.explanation import cam
 from cervicyte.explanation.controls import class_maps, network_input
 from cervicyte.explanation.verdict import Verdict, verdicts
+from cervicyte.images.statistics import image_statistics
 from cervicyte.network.model_file import ModelFile, load_model_file
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says of one image.
-
-    Attributes:
-        class_name: the class with the highest probability.
-        confidence: its probability, in [0, 1].
-        probabilities: class -> softmax of its logit, in the model's order; they sum to 1.
-    """
-
-    class_name: str
-    confidence: float
-    probabilities: dict[str, float]
 
 
 class Classifier:
@@ -43,6 +30,7 @@ class Classifier:
     Attributes:
         model: what travelled in the model file; its network lies on `device`, in evaluation mode.
         device: where the network computes.
+        answerer: what turns the network's output into answers.
     """
 
     def __init__(self, model: ModelFile, device: str = "auto") -> None:
@@ -50,8 +38,10 @@ class Classifier:
 
         Raises:
             UsageError: there is no such device here.
+            CalibrationError, FamiliarityError: what the model carries to answer by is damaged.
         """
         self.model = model
+        self.answerer = Answerer.of(model)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -83,13 +73,14 @@ class Classifier:
         Raises:
             ValueError: an image is not an array as described.
         """
-        predictions = []
+        predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH):
-            logits = self.model.network(self._input(images[start : start + BATCH]))
-            for row in softmax(logits.float().cpu().numpy()):
-                best = int(row.argmax())
-                probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
-                predictions.append(Prediction(self.class_names[best], float(row[best]), probabilities))
+            batch = images[start : start + BATCH]
+            means = stage_means(self.model.network, self._input(batch))
+            logits = self.model.network.fc(means["stage4"]).float().cpu().numpy()
+            features = {stage: values.float().cpu().numpy() for stage, values in means.items()}
+            statistics = np.array([image_statistics(image) for image in batch])
+            predictions += self.answerer.predictions(logits, features, statistics)
         return predictions
 
     def explain(

@@ -3,8 +3,8 @@
 Two formats hold the same, see docs/model_file.md. `best_model.pth`, which training writes, is a plain
 dictionary: the keys `model_state_dict`, `class_names`, `epoch` and `best_val_acc` are those of the
 original notebook's checkpoints, which load here, as ours load there; `cervicyte` holds the rest as JSON
-values. `.safetensors`, half as large, has the matrices in float16 and all that is said of them as one
-JSON text in its header.
+values, and `cervicyte_tensors` what of it is too large for that. `.safetensors`, half as large, has the
+matrices in float16 and all that is said of them as one JSON text in its header.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 SAFETENSORS = ".safetensors"
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "model" / "cervicyte.safetensors"
 HEADER_KEY = "cervicyte"
+TENSORS_KEY = "cervicyte_tensors"
+BESIDE = "beside."  # begins, in a safetensors file, the names of tensors that are no weights
 LARGEST_HEADER = 99_000_000  # bytes; safetensors reads no header above 100 MB
 REMEDY = "give a model file written by `cervicyte train` or `cervicyte export`, or by the original notebook"
 
@@ -42,6 +44,7 @@ OF_THE_NETWORK = (
     "preprocessing",
     "preprocessing_fingerprint",
     "weights_sha256",
+    "tensors_sha256",
 )
 OF_THE_CHECKPOINT = ("class_names", "epoch", "best_val_acc")  # keys of the original notebook
 NO_METADATA = frozenset((*OF_THE_NETWORK, *OF_THE_CHECKPOINT))
@@ -57,7 +60,8 @@ class ModelFile:
         preprocessing: what images go through before the network.
         epoch: the epoch (from 1) that the weights come from.
         best_validation_accuracy: of that epoch, in [0, 1].
-        metadata: JSON values: recipe, split hash, metrics, backbone, provenance.
+        metadata: JSON values: recipe, split hash, metrics, backbone, calibration, provenance.
+        tensors: by name, what belongs to the metadata and is too large for JSON; no weights.
         original: True for a checkpoint of the original notebook, which states no preprocessing; the
             notebook's own is then assumed.
     """
@@ -68,6 +72,7 @@ class ModelFile:
     epoch: int = 0
     best_validation_accuracy: float = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     original: bool = False
 
 
@@ -94,6 +99,7 @@ class Metadata(BaseModel):
     metrics: dict[str, dict[str, Any] | None] = {}
     cross_validation: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
+    familiarity: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 
 
@@ -133,6 +139,7 @@ def save_model(path: Path, model: ModelFile) -> None:
         "model_state_dict": state,
         **_of_the_checkpoint(model),
         "cervicyte": _description(model, state),
+        TENSORS_KEY: _beside(model),
     }
     with written_atomically(path) as partial:
         torch.save(content, partial)
@@ -151,6 +158,10 @@ def _hash_of(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _beside(model: ModelFile) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in model.tensors.items()}
+
+
 def _of_the_checkpoint(model: ModelFile) -> dict[str, Any]:
     values = (list(model.class_names), model.epoch, model.best_validation_accuracy)
     return dict(zip(OF_THE_CHECKPOINT, values, strict=True))
@@ -165,6 +176,7 @@ def _description(model: ModelFile, state: Mapping[str, Tensor]) -> dict[str, Any
         model.preprocessing.model_dump(mode="json"),
         model.preprocessing.fingerprint(),
         _hash_of(state),
+        _hash_of(dict(sorted(model.tensors.items()))),
     )
     return {
         **dict(zip(OF_THE_NETWORK, of_the_network, strict=True)),
@@ -198,6 +210,7 @@ def _write_safetensors(path: Path, model: ModelFile, state: Mapping[str, Tensor]
         )
     with written_atomically(path) as partial:
         # Not by safetensors' own `save_file`: recent ones let nobody but the owner read the file.
+        stored |= {BESIDE + name: value for name, value in _beside(model).items()}
         partial.write_bytes(save(stored, metadata={HEADER_KEY: text}))
 
 
@@ -225,9 +238,15 @@ def load_model_file(path: Path) -> ModelFile:
         raise ModelFileError(f"{path}: its class_names are none, or name one class twice; {REMEDY}.")
     if own is not None:
         _check_description(own, path)
+    beside = content.get(TENSORS_KEY, {})
+    if not isinstance(beside, dict) or not all(isinstance(value, Tensor) for value in beside.values()):
+        raise ModelFileError(f"{path}: its {TENSORS_KEY} hold no tensors; {REMEDY}.")
     network = _network_of(state, len(names), path)
     # Neither format finds a changed bit by itself. Files from before there was a hash have none.
-    if own is not None and own.get("weights_sha256") not in (None, weights_hash(network)):
+    stated = {} if own is None else own
+    if stated.get("weights_sha256") not in (None, weights_hash(network)) or stated.get(
+        "tensors_sha256"
+    ) not in (None, _hash_of(dict(sorted(beside.items())))):
         raise ModelFileError(
             f"{path}: its weights are not those that it was written with, so that it is damaged; fetch or "
             "write it anew."
@@ -239,7 +258,8 @@ def load_model_file(path: Path) -> ModelFile:
         preprocessing=_preprocessing_of(own, path),
         epoch=epoch,
         best_validation_accuracy=best_validation_accuracy,
-        metadata={key: value for key, value in (own or {}).items() if key not in NO_METADATA},
+        metadata={key: value for key, value in stated.items() if key not in NO_METADATA},
+        tensors=beside,
         original=own is None or bool(own.get("original")),
     )
 
@@ -275,7 +295,13 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     if not isinstance(own, dict) or None in (own.get("class_names"), own.get("weights_sha256")):
         raise ModelFileError(f"{path}: its own description is damaged; {REMEDY}.")
     of_the_checkpoint = {key: own.get(key) for key in OF_THE_CHECKPOINT}
-    return {"model_state_dict": state, **of_the_checkpoint, "cervicyte": own}
+    beside = {name: state.pop(name) for name in list(state) if name.startswith(BESIDE)}
+    return {
+        "model_state_dict": state,
+        **of_the_checkpoint,
+        "cervicyte": own,
+        TENSORS_KEY: {name.removeprefix(BESIDE): value for name, value in beside.items()},
+    }
 
 
 def _check_description(own: object, path: Path) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from cervicyte.errors import RunFolderError
+from cervicyte.errors import RecipeError, RunFolderError
 from cervicyte.network.backbone import load_backbone
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
@@ -77,7 +77,7 @@ class State:
 def train(
     recipe: Recipe,
     training: LabelledImages,
-    validation: LabelledImages,
+    validation: LabelledImages | None,
     class_names: Sequence[str],
     out: Path,
     *,
@@ -90,7 +90,7 @@ def train(
     Args:
         recipe: every setting.
         training, validation: preprocessed as the recipe says; validation chooses the epoch, unless the
-            recipe keeps the last.
+            recipe keeps the last, and then there may be none.
         class_names: in the order of the targets.
         out: folder that takes the model, the history and the checkpoint.
         metadata: JSON values that are to travel in the model file, such as the split's hash.
@@ -98,12 +98,15 @@ def train(
         progress: is told of every step.
 
     Raises:
-        RecipeError: errors are to cost differently, and it is not known which classes are abnormal.
+        RecipeError: errors are to cost differently, and it is not known which classes are abnormal; or the
+            best epoch is to be kept, and there is no validation part to tell it by.
         WeightsError: the backbone's weights are missing or do not fit.
         RunFolderError: the checkpoint belongs to another recipe or other data.
         KeyboardInterrupt: after Ctrl-C, when the best model and the last epoch are safely on disk.
     """
     costs = cost_of_classes(class_names, recipe.missed_abnormal_cost)
+    if validation is None and recipe.keep == "best":
+        raise RecipeError("Without validation cells no epoch is the best; set keep to last.")
     torch.manual_seed(recipe.seed)
     in_bfloat16 = computes_in_bfloat16(recipe.precision)
     # Accelerate keeps the precision of the first training for the whole process, unless told otherwise.
@@ -192,16 +195,15 @@ def train(
             trained_seconds = time.monotonic() - began
             totals = accelerator.reduce(torch.stack([loss_sum, correct]), "sum")
             count = steps_per_epoch * batches.batch_size
-            validation_loss, validation_accuracy = evaluate(
-                state.average.network, validation, recipe, accelerator
-            )
+            validated: dict[str, float] = {}
+            if validation is not None:
+                validated = evaluate(state.average.network, validation, recipe, accelerator)
             state.epoch += 1
             row = {
                 "epoch": state.epoch,
                 "train_loss": totals[0].item() / count,
                 "train_accuracy": totals[1].item() / count,
-                "validation_loss": validation_loss,
-                "validation_accuracy": validation_accuracy,
+                **validated,
                 "learning_rate": recipe.learning_rate * rate,
                 "images_per_second": count / trained_seconds,
                 "seconds": time.monotonic() - began,
@@ -209,12 +211,12 @@ def train(
             rows.append(row)
             progress.say(
                 f"Epoch {state.epoch}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}; "
-                f"validation loss {validation_loss:.3f}, accuracy {validation_accuracy:.1%}; "
-                f"{row['images_per_second']:.1f} images/s, {row['seconds']:.0f} s"
+                + "".join(f"{key.replace('_', ' ')} {value:.3f}; " for key, value in validated.items())
+                + f"{row['images_per_second']:.1f} images/s, {row['seconds']:.0f} s"
             )
-            better = (validation_accuracy, -validation_loss) > (state.best_accuracy, -state.best_loss)
-            if better or recipe.keep == "last":
-                state.best_accuracy, state.best_loss = validation_accuracy, validation_loss
+            now = (validated.get("validation_accuracy", 0.0), validated.get("validation_loss", 0.0))
+            if recipe.keep == "last" or (now[0], -now[1]) > (state.best_accuracy, -state.best_loss):
+                state.best_accuracy, state.best_loss = now
                 state.best_epoch = state.epoch
             if accelerator.is_main_process:
                 if state.best_epoch == state.epoch:
@@ -225,13 +227,13 @@ def train(
                             class_names=tuple(class_names),
                             preprocessing=recipe.preprocessing,
                             epoch=state.epoch,
-                            best_validation_accuracy=validation_accuracy,
+                            best_validation_accuracy=now[0],
                             metadata={
                                 "recipe": recipe.model_dump(mode="json"),
                                 "backbone": backbone,
                                 "device": accelerator.device.type,
                                 "precision": "bfloat16" if in_bfloat16 else "float32",
-                                "metrics": {"validation": row},
+                                "metrics": {"validation": row} if validated else {},
                                 **(metadata or {}),
                             },
                         ),
@@ -342,8 +344,8 @@ class AveragedWeights:
 @torch.inference_mode()
 def evaluate(
     network: nn.Module, cells: LabelledImages, recipe: Recipe, accelerator: Accelerator
-) -> tuple[float, float]:
-    """Return loss and accuracy over all cells; each device computes its share of them."""
+) -> dict[str, float]:
+    """Return validation loss and accuracy over all cells; each device computes its share of them."""
     network.eval()
     totals = torch.zeros(2, device=accelerator.device)
     mine = range(accelerator.process_index, len(cells.images), accelerator.num_processes)
@@ -356,7 +358,7 @@ def evaluate(
         totals[0] += functional.cross_entropy(logits, targets, reduction="sum")
         totals[1] += (logits.argmax(1) == targets).sum()
     totals = accelerator.reduce(totals, "sum") / max(1, len(cells.images))
-    return totals[0].item(), totals[1].item()
+    return {"validation_loss": totals[0].item(), "validation_accuracy": totals[1].item()}
 
 
 def computes_in_bfloat16(precision: str) -> bool:
@@ -454,11 +456,11 @@ def restore_checkpoint(out: Path, state: State, fingerprint: str) -> list[dict[s
 
 
 def _fingerprint(
-    recipe: Recipe, training: LabelledImages, validation: LabelledImages, class_names: Sequence[str]
+    recipe: Recipe, training: LabelledImages, validation: LabelledImages | None, class_names: Sequence[str]
 ) -> str:
     """Return a hash of all that a run's weights follow from, but for the libraries."""
     digest = hashlib.sha256(repr((recipe.model_dump(mode="json"), list(class_names))).encode())
-    for part in (training, validation):
+    for part in (training,) if validation is None else (training, validation):
         digest.update(np.ascontiguousarray(part.images).data)
         digest.update(np.ascontiguousarray(part.targets).data)
     return digest.hexdigest()

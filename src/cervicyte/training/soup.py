@@ -42,7 +42,7 @@ def soup(paths: Sequence[Path]) -> ModelFile:
     shared = {
         key: value
         for key, value in first.metadata.items()
-        if key not in ("provenance", "metrics") and all(one.metadata.get(key) == value for one in models)
+        if key not in OF_ONE_NETWORK and all(one.metadata.get(key) == value for one in models)
     }
     ingredients = [
         {"file": path.name, "sha256": sha256_of_file(path), "recipe": model.metadata["recipe"]}
@@ -65,6 +65,9 @@ def mean_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         for key, value in states[0].items()
     }
 
+
+# What was measured or fitted on one network, and is not true of a mean of several.
+OF_ONE_NETWORK = ("provenance", "metrics", "calibration", "familiarity", "cross_validation")
 
 # What ingredients must have in common, by the name that an error gives it.
 IN_COMMON: dict[str, Callable[[ModelFile], Any]] = {

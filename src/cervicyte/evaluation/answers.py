@@ -1,0 +1,220 @@
+"""What is said of an image: a class with its calibrated probability, or that the program does not know.
+
+A model that carries a calibration answers in calibrated probabilities and prediction sets; one that carries
+what its training cells are like also says how unlike them an image is. `fit_answers` makes both from cells
+that did not train the network, and `attach` puts them into the model, in whose file they travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cervicyte.datasets.layouts import Cell
+from cervicyte.evaluation.calibration import Calibration, calibration_of, fit_calibration
+from cervicyte.evaluation.familiarity import (
+    Familiarity,
+    Judgement,
+    distances_of,
+    fit_familiarity,
+    fit_spaces,
+)
+from cervicyte.evaluation.features import pooled_features
+from cervicyte.evaluation.predictions import predictions_table, softmax
+from cervicyte.images.reader import read_image
+from cervicyte.images.statistics import image_statistics
+from cervicyte.network.model_file import ModelFile
+from cervicyte.progress import SILENT, Progress
+from cervicyte.training.loop import LabelledImages
+
+Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image. Class and probabilities stand there whatever the verdict.
+
+    Attributes:
+        class_name: the class with the highest probability.
+        confidence: its probability, in [0, 1].
+        probabilities: class -> probability, in the model's order; they sum to 1. Calibrated, if the model
+            carries a calibration.
+        prediction_set: the classes that the cell may well have, likeliest first; none if the model carries
+            no calibration.
+        verdict: `answer`; `uncertain`, if the set holds several classes or the confidence is too low;
+            `unlike_training` or `not_a_cell`, if the image is too unlike the training cells for any answer.
+        unlike: how unlike them it is, and in what; None if the model carries nothing to say so by.
+    """
+
+    class_name: str
+    confidence: float
+    probabilities: dict[str, float]
+    prediction_set: tuple[str, ...] = ()
+    verdict: Verdict = "answer"
+    unlike: Judgement | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in plain words, such as "Uncertain between Koilocytotic and Metaplastic"."""
+        if self.unlike is not None and self.verdict in ("unlike_training", "not_a_cell"):
+            begin = {
+                "not_a_cell": "This does not look like a single cervical cell",
+                "unlike_training": "Unlike the cells that this model was trained on",
+            }[self.verdict]
+            return f"{begin}: {'; '.join(self.unlike.reasons)}." if self.unlike.reasons else f"{begin}."
+        if self.verdict == "uncertain":
+            likeliest = sorted(self.probabilities, key=lambda name: -self.probabilities[name])[:2]
+            between = list(self.prediction_set) if len(self.prediction_set) > 1 else likeliest
+            return f"Uncertain between {', '.join(between[:-1])} and {between[-1]}."
+        return f"{self.class_name}."
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Turns what a network gives into predictions.
+
+    Attributes:
+        class_names: in the order of the logits.
+        calibration, familiarity: None where the model carries none; then nothing is said of it.
+    """
+
+    class_names: tuple[str, ...]
+    calibration: Calibration | None = None
+    familiarity: Familiarity | None = None
+
+    @classmethod
+    def of(cls, model: ModelFile) -> Answerer:
+        """Read what a model carries.
+
+        Raises:
+            CalibrationError, FamiliarityError: it is damaged, or of other classes.
+        """
+        calibration = calibration_of(model)
+        usual = model.metadata.get("familiarity")
+        familiarity = (
+            Familiarity.from_parts(usual, model.tensors, "The model's familiarity") if usual else None
+        )
+        return cls(model.class_names, calibration, familiarity)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What this model cannot say, a sentence each, for people."""
+        notes = list(self.calibration.notes) if self.calibration else []
+        if self.calibration is None:
+            notes.append(
+                "The model carries no calibration: its probabilities are the network's own, which are often "
+                "too certain, and there are no prediction sets."
+            )
+        if self.familiarity is None:
+            notes.append("The model cannot tell whether an image is unlike its training cells.")
+        else:
+            notes += self.familiarity.notes
+        return tuple(notes)
+
+    def calibrated(self, logits: np.ndarray) -> np.ndarray:
+        """Return probabilities [N, C] for logits [N, C], calibrated if the model can."""
+        raw = softmax(logits)
+        return raw if self.calibration is None else self.calibration.apply(raw)
+
+    def predictions(
+        self, logits: np.ndarray, features: Mapping[str, np.ndarray], statistics: np.ndarray
+    ) -> list[Prediction]:
+        """Return one prediction an image.
+
+        Args:
+            logits: [N, C].
+            features: see `features.pooled_features`.
+            statistics: see `images.statistics.image_statistics`, [N, statistics], of the images as read.
+        """
+        probabilities = self.calibrated(logits)
+        count = len(probabilities)
+        in_set = np.zeros_like(probabilities, bool)
+        declined = np.zeros(count, bool)
+        if self.calibration is not None:
+            in_set, declined = self.calibration.sets(probabilities), self.calibration.declines(probabilities)
+        judgements: Sequence[Judgement | None] = [None] * count
+        if self.familiarity is not None and count:
+            judgements = self.familiarity.judge(features, statistics)
+        return [
+            self._prediction(probabilities[at], in_set[at], bool(declined[at]), judgements[at])
+            for at in range(count)
+        ]
+
+    def _prediction(
+        self, probabilities: np.ndarray, in_set: np.ndarray, declined: bool, unlike: Judgement | None
+    ) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")
+        chosen = tuple(self.class_names[at] for at in order if in_set[at])
+        verdict: Verdict = "uncertain" if declined or len(chosen) > 1 else "answer"
+        if unlike is not None and unlike.kind != "familiar":
+            verdict = unlike.kind
+        best = int(order[0])
+        return Prediction(
+            self.class_names[best],
+            float(probabilities[best]),
+            dict(zip(self.class_names, probabilities.tolist(), strict=True)),
+            chosen,
+            verdict,
+            unlike,
+        )
+
+
+# --- fitting ---------------------------------------------------------------------------------------
+
+
+def attach(model: ModelFile, calibration: Calibration, familiarity: Familiarity) -> None:
+    """Put into a model what it answers by; `Answerer.of` reads it."""
+    model.metadata["calibration"] = calibration.to_json()
+    model.metadata["familiarity"] = familiarity.to_json()
+    model.tensors |= familiarity.tensors()
+
+
+def fit_answers(
+    model: ModelFile,
+    training: LabelledImages,
+    training_cells: Sequence[Cell],
+    held_out: LabelledImages,
+    held_out_cells: Sequence[Cell],
+    logits: np.ndarray,
+    progress: Progress = SILENT,
+) -> tuple[Calibration, Familiarity]:
+    """Fit calibration and familiarity for a model on cells that did not train it.
+
+    Args:
+        model: the trained network.
+        training, training_cells: that trained it; images as the network sees them.
+        held_out, held_out_cells: that did not, in whole groups.
+        logits: of the held-out cells.
+        progress: is told of every step.
+    """
+    table = predictions_table(
+        held_out_cells, [cell.label for cell in held_out_cells], softmax(logits), model.class_names
+    )
+    calibration = fit_calibration(table, model.class_names)
+    of_training, of_held_out = (
+        pooled_features(model.network, images, model.preprocessing, progress, f"Features of {part} cells")
+        for part, images in (("training", training.images), ("validation", held_out.images))
+    )
+    spaces = fit_spaces(of_training, training.targets)
+    familiarity = fit_familiarity(
+        spaces,
+        statistics_of(training_cells, progress),
+        distances_of(spaces, of_held_out),
+        statistics_of(held_out_cells, progress),
+        [cell.group for cell in held_out_cells],
+    )
+    return calibration, familiarity
+
+
+def statistics_of(cells: Sequence[Cell], progress: Progress = SILENT) -> np.ndarray:
+    """Return the statistics of cells' images as they are read, float64 [N, statistics]."""
+    progress.start("Looking at light, stain and focus", len(cells))
+    rows = []
+    for cell in cells:
+        rows.append(image_statistics(read_image(cell.path)))
+        progress.advance()
+    progress.close()
+    return np.array(rows)
