@@ -17,6 +17,7 @@ from PIL import Image
 from cervicyte import __version__
 from cervicyte.dashboard import page, server
 from cervicyte.errors import OversizedImage, UsageError
+from cervicyte.evaluation.familiarity import Judgement
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.inference.classifier import Classifier, Prediction
@@ -65,7 +66,7 @@ def test_the_page_carries_the_notice_the_model_and_its_accuracy(client):
     text = client.get("/").text
     assert RESEARCH_USE_ONLY in text
     assert "my_run/best_model.pth" in text
-    assert "94.1 % (95 % interval: 92.1 to 95.9)" in text
+    assert "94.1 % on the test part (95 % interval: 92.1 to 95.9)" in text
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
@@ -240,6 +241,25 @@ def test_probabilities_stand_from_high_to_low():
         ("c", "30.0 %"),
         ("a", "10.0 %"),
     ]
+
+
+def test_doubt_stands_above_the_probabilities_in_plain_words():
+    sure = Prediction("b", 0.9, {"a": 0.1, "b": 0.9}, ("b",))
+    assert "doubt" not in page.doubt_html(sure)
+    assert "Classes that it may well be: <b>b</b>" in page.doubt_html(sure)
+    torn = Prediction("b", 0.5, {"a<": 0.4, "b": 0.5, "c": 0.1}, ("b", "a<"), "uncertain")
+    assert "Uncertain between b and a&lt;." in page.doubt_html(torn)
+    unlike = Judgement({}, 99.7, "unlike_training", ("smaller than 99 % of the training cells",))
+    strange = Prediction("b", 0.9, {"a": 0.1, "b": 0.9}, ("b",), "unlike_training", unlike)
+    text = page.doubt_html(strange)
+    assert "trained on: smaller than 99 % of the training cells." in text
+    assert "than 100 % of cells" not in text
+
+
+def test_a_released_models_accuracy_is_that_of_its_cross_validation():
+    figures = {"accuracy": {"value": 0.96, "low": 0.95, "high": 0.97}}
+    said = page.measured_accuracy({"metrics": {}, "cross_validation": {"figures": figures}})
+    assert said == "96.0 % in cross-validation (95 % interval: 95.0 to 97.0)"
 
 
 @pytest.mark.parametrize(

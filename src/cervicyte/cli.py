@@ -58,7 +58,14 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Argument(help="Folder of labelled cells, or a CSV or Parquet manifest.")]
-Model = Annotated[Path, typer.Argument(help="A model file, .safetensors or .pth, ours or the original's.")]
+Model = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A model file, .safetensors or .pth, ours or the original's; without one, the model that ships "
+        "with Cervicyte.",
+        show_default=False,
+    ),
+]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="Settings in YAML; see docs/recipe.md.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting; repeatable.")
@@ -197,7 +204,8 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: Model = None,
+    *,
     data: Annotated[Path, typer.Option(help="Folder of labelled cells, or a manifest.")],
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("evaluation"),
     split: Annotated[Path | None, typer.Option(help="Take the cells of one part of this split.")] = None,
@@ -218,7 +226,7 @@ def evaluate(
     from cervicyte.progress import TerminalProgress
 
     metrics = evaluate_model(
-        model,
+        _model_file(model),
         data,
         out,
         split_file=split,
@@ -481,8 +489,8 @@ def explain(
         list[Path],
         typer.Argument(
             metavar="[MODEL] IMAGES...",
-            help="Images, folders of images, or data sets; one or several. The model's file stands before "
-            "them, or is named with --model.",
+            help="Images, folders of images, or data sets; one or several. A model's file stands before "
+            "them, or is named with --model; without one, the model that ships with Cervicyte.",
         ),
     ],
     model: Annotated[Path | None, typer.Option(help="The model, instead of the first argument.")] = None,
@@ -523,14 +531,14 @@ def explain(
     from cervicyte.explanation.cam import DEFAULT_METHOD
     from cervicyte.explanation.gallery import explain_cells
     from cervicyte.explanation.samples import choose_cells
-    from cervicyte.network.model_file import load_model_file
+    from cervicyte.network.model_file import SAFETENSORS, load_model_file
     from cervicyte.progress import TerminalProgress
 
-    if model is None:
+    if model is None and images[0].suffix in (".pth", SAFETENSORS):
         model, *images = images
     if not images:
-        raise UsageError(f"{model}: is all that was named; name the model and one image or folder at least.")
-    loaded = load_model_file(model)
+        raise UsageError(f"{model}: is all that was named; name one image or folder at least, too.")
+    loaded = load_model_file(_model_file(model))
     chosen, notes = choose_cells(loaded, images, limit, allow_seen)
     gallery = explain_cells(
         loaded,
@@ -555,7 +563,8 @@ def explain(
 
 @app.command()
 def audit(
-    model: Model,
+    model: Model = None,
+    *,
     data: Annotated[Path, typer.Option(help="Labelled cells that the model has not seen.")],
     split: Annotated[Path | None, typer.Option(help="Take only the cells of one part of this split.")] = None,
     part: Annotated[str, typer.Option(help="Which part of the split.")] = "test",
@@ -586,7 +595,7 @@ def audit(
     from cervicyte.progress import TerminalProgress
 
     figures = audit_model(
-        model,
+        _model_file(model),
         data,
         out,
         settings=AuditSettings(
@@ -611,7 +620,8 @@ def audit(
 
 @app.command()
 def export(
-    model: Model,
+    model: Model = None,
+    *,
     format_: Annotated[str, typer.Option("--format", help="pth (as the original notebook) or safetensors.")],
     out: Annotated[Path, typer.Option(help="The file, whose name ends with the format's.")],
     force: Force = False,
@@ -620,7 +630,7 @@ def export(
     from cervicyte.inference.export import export_model
     from cervicyte.network.model_file import load_model_file
 
-    for note in export_model(load_model_file(model), out, format_, force=force):
+    for note in export_model(load_model_file(_model_file(model)), out, format_, force=force):
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
     typer.echo(RESEARCH_USE_ONLY)
@@ -628,7 +638,7 @@ def export(
 
 @app.command()
 def card(
-    model: Model,
+    model: Model = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file that takes the card.")] = None,
 ) -> None:
     """Show what a model is for, what is known of it and what is not, from its file alone."""
@@ -636,7 +646,7 @@ def card(
     from cervicyte.network.model_file import load_model_file
     from cervicyte.provenance import write_text
 
-    text = model_card(load_model_file(model))
+    text = model_card(load_model_file(_model_file(model)))
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -646,7 +656,7 @@ def card(
 
 @app.command()
 def serve(
-    model: Model,
+    model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback are open to all.")] = (
         "127.0.0.1"
     ),
@@ -660,7 +670,7 @@ def serve(
     """Open the dashboard in the browser."""
     from cervicyte.dashboard.server import serve
 
-    serve(model, host, port, open_browser=browser, with_verdicts=verdict)
+    serve(_model_file(model), host, port, open_browser=browser, with_verdicts=verdict)
 
 
 @app.command()
@@ -674,6 +684,12 @@ def demo(
     from cervicyte.progress import TerminalProgress
 
     run_demo(out, serve_page=serve, port=port, command=_command_line(), progress=TerminalProgress())
+
+
+def _model_file(named: Path | None) -> Path:
+    from cervicyte.network.model_file import shipped_model
+
+    return shipped_model() if named is None else named
 
 
 def _numbers(text: str) -> list[int]:

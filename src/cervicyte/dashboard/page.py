@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,9 +214,26 @@ def answer_html(cell: ReadCell) -> str:
         f'<section class="card answer" aria-live="polite"><p class="kicker">Most probable class</p>'
         f"<h2>{html.escape(prediction.class_name)}</h2>"
         f'<p class="confidence">Confidence <b>{percent(prediction.confidence)}</b></p>'
+        f"{doubt_html(prediction)}"
         f'<ul class="bars">{rows}</ul>'
         f'<p class="fine">{html.escape(cell.name)}, {cell.width} by {cell.height} pixels</p></section>'
     )
+
+
+def doubt_html(prediction: Prediction) -> str:
+    """Return what the program says of its own answer: in doubt, and of what, or how like the cell is."""
+    lines = []
+    if prediction.verdict != "answer":
+        lines.append(f'<p class="doubt" role="note">{html.escape(prediction.sentence)}</p>')
+    if prediction.prediction_set:
+        names = html.escape(", ".join(prediction.prediction_set))
+        lines.append(f'<p class="fine">Classes that it may well be: <b>{names}</b></p>')
+    if prediction.unlike is not None:
+        lines.append(
+            '<p class="fine">More unlike the training cells than '
+            f"{math.floor(prediction.unlike.unlike_percentile)} % of cells of the same laboratory</p>"
+        )
+    return "".join(lines)
 
 
 def map_html(cell: ReadCell, class_name: str) -> str:
@@ -274,7 +292,7 @@ def about_html(classifier: Classifier, model_name: str) -> str:
     """Return what the map means, and what is known of the model."""
     model = classifier.model
     facts = {"File": model_name, "Classes": ", ".join(classifier.class_names)}
-    facts["Test accuracy"] = measured_accuracy(model.metadata) or "not recorded in the model file"
+    facts["Accuracy"] = measured_accuracy(model.metadata) or "not recorded in the model file"
     if "data" in model.metadata:
         facts["Trained on"] = str(model.metadata["data"])
     if model.original:
@@ -289,12 +307,14 @@ def about_html(classifier: Classifier, model_name: str) -> str:
 
 
 def measured_accuracy(metadata: Mapping[str, Any]) -> str | None:
-    """Return the accuracy on the run's test part with its 95 % interval, if the model file has it."""
-    figure = metadata.get("metrics", {}).get("test", {}).get("accuracy")
-    if figure is None or figure["value"] is None:
-        return None
-    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
-    return f"{value} % (95 % interval: {low} to {high})"
+    """Return the accuracy on the run's test part or in its cross-validation, with its 95 % interval."""
+    tested = metadata.get("metrics", {}).get("test", {}).get("accuracy")
+    validated = metadata.get("cross_validation", {}).get("figures", {}).get("accuracy")
+    for figure, where in ((tested, "on the test part"), (validated, "in cross-validation")):
+        if figure is not None and figure["value"] is not None:
+            value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+            return f"{value} % {where} (95 % interval: {low} to {high})"
+    return None
 
 
 def picture(image: np.ndarray, description: str) -> str:
@@ -349,7 +369,7 @@ scale, so a pale map means that little spoke for its class.</p>
 <li>It is coarse, and no outline of a nucleus, a cell or a lesion.</li>
 <li>Every class has a map, a wrong one too: a map does not say that the answer is right.</li>
 <li>Maps of different cells cannot be compared by their colours.</li>
-<li>Confidence is the network's own figure; for images unlike those it was trained on it means little.</li>
+<li>For images unlike those that the network was trained on, its confidence means little.</li>
 </ul>
 """
 
@@ -399,6 +419,8 @@ CSS = """
 
 .answer h2 { font-size: 30px; font-weight: 650; line-height: 1.25; letter-spacing: -0.01em; }
 .answer .confidence { font-size: 17px; color: var(--body-text-color-subdued); }
+.answer .doubt { margin-top: 10px; padding: 8px 14px; border-left: 5px solid #d08a1c; font-size: 15px;
+  font-weight: 600; background: var(--background-fill-secondary); }
 .answer .confidence b { color: var(--body-text-color); }
 .card ul.bars { list-style: none; padding: 0; margin: 20px 0 16px; display: grid; gap: 9px; }
 .bars li { display: grid; grid-template-columns: minmax(0, 13em) 1fr 4.6em; gap: 12px;
