@@ -21,10 +21,10 @@ def needs_shared(test):
     return pytest.mark.shared(skip(test))
 
 
-def draw_two_classes(root: Path, fields: int, cells: int) -> Path:
+def draw_two_classes(root: Path, fields: int, cells: int, names: tuple[str, str] = ("dark", "light")) -> Path:
     """Write noise of two classes that differ in brightness, so many fields each and cells a field."""
     rng = np.random.default_rng(0)
-    for label, level in (("dark", 40), ("light", 90)):
+    for label, level in zip(names, (40, 90), strict=True):
         (root / label).mkdir(parents=True)
         for field in range(1, fields + 1):
             for cell in range(1, cells + 1):

@@ -157,3 +157,27 @@ def test_the_shipped_plans_are_valid():
     assert paths
     for path in paths:
         assert len(read_plan(path).recipes) > 1
+
+
+def test_a_variant_alone_is_trained_and_judged_elsewhere_and_an_unknown_one_refused(tmp_path):
+    cells, foreign = (
+        draw_two_classes(tmp_path / name, 6, 2, names)
+        for name, names in (
+            ("home", ("Parabasal", "Koilocytotic")),
+            ("away", ("normal_superficiel", "light_dysplastic")),
+        )
+    )
+    plan = plan_of(tmp_path)
+    out = tmp_path / "d"
+    content = ablate(cells, out, plan, only=["base", "slower"], elsewhere=foreign, keep_models=True)
+    rows = {one["name"]: one for one in content["variants"]}
+    assert [rows[name]["run"] for name in ("base", "without CBAM", "slower")] == [True, False, True]
+    assert rows["slower"]["elsewhere"]["cells"] == 24
+    table = pd.read_csv(out / "slower" / "inner_0" / "elsewhere_predictions.csv")
+    assert len(table) == 24
+    assert (out / "slower" / "inner_0" / "best_model.pth").is_file()
+    assert rows["base"]["elsewhere"]["differences"]["abnormal_auc_all"]["value"] == 0
+    page = (out / "ablation.md").read_text()
+    assert "Another laboratory's cells" in page
+    with pytest.raises(UsageError, match="faster: is no variant"):
+        ablate(cells, out, plan, only=["faster"])

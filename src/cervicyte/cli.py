@@ -406,6 +406,22 @@ def robustness(
 
 
 @app.command()
+def elsewhere(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Model files or run folders, such as all folds.")
+    ],
+    data: Annotated[Path, typer.Option(help="Another laboratory's labelled cells.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("elsewhere"),
+) -> None:
+    """Measure how well networks tell normal from abnormal among another laboratory's cells."""
+    from cervicyte.evaluation.elsewhere import elsewhere
+    from cervicyte.progress import TerminalProgress
+
+    elsewhere(models, data, out, command=_command_line(), progress=TerminalProgress())
+    typer.echo((out / "elsewhere.md").read_text(encoding="utf-8"))
+
+
+@app.command()
 def ablate(
     data: Data,
     plan: Annotated[Path, typer.Argument(help="What is compared, in YAML; see docs/ablation.md.")],

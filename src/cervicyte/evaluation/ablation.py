@@ -20,7 +20,6 @@ import pandas as pd
 import yaml
 
 from cervicyte import metrics
-from cervicyte.datasets.classes import grouping_of
 from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import cells_of, make_split, split_hash
 from cervicyte.errors import RecipeError, RunFolderError, UsageError
@@ -30,7 +29,8 @@ from cervicyte.evaluation.cross_validation import (
     figures_of_cells,
 )
 from cervicyte.evaluation.cross_validation_page import interval_text
-from cervicyte.evaluation.predictions import logits_of, predict_cells, predictions_table, softmax
+from cervicyte.evaluation.elsewhere import ANSWERS_NAME, FIGURES, ask_elsewhere, elsewhere_statistic
+from cervicyte.evaluation.predictions import logits_of, predictions_table, softmax
 from cervicyte.evaluation.run import NOT_PATIENTS, RECIPE_NAME, labelled_images
 from cervicyte.evaluation.tables import read_predictions, write_table
 from cervicyte.metrics import Statistic
@@ -42,7 +42,6 @@ from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
 
 BASE = "base"
 JUDGED_NAME = "judged_predictions.csv"
-ELSEWHERE_NAME = "elsewhere_predictions.csv"
 ABOUT_NAME = "about.json"  # of one training; written last
 TITLES = {
     "accuracy": "accuracy, %",
@@ -50,8 +49,6 @@ TITLES = {
     "negative_log_likelihood": "negative log-likelihood",
     "abnormal_auc": "abnormal AUC",
 }
-ELSEWHERE_TITLES = {"abnormal_auc_all": "all classes", "abnormal_auc_squamous": "without columnar cells"}
-COLUMNAR = "Columnar"  # Herlev's class of glandular cells, which SIPaKMeD lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +215,7 @@ def _train_and_judge(
     labels = [cell.label for cell in judged]
     write_table(predictions_table(judged, labels, probabilities, dataset.classes), folder / JUDGED_NAME)
     if foreign is not None:
-        write_table(predict_cells(model, foreign.cells, progress=progress), folder / ELSEWHERE_NAME)
+        ask_elsewhere(model, foreign.cells, folder, progress)
     write_json(
         folder / ABOUT_NAME,
         {
@@ -318,13 +315,12 @@ def _elsewhere_against(out: Path, name: str, judged: Sequence[int]) -> dict[str,
     """Return the figures on another laboratory's cells, and what they exceed the base's by, paired; nothing
     where the networks were not asked of them."""
     mine, before = (
-        [out / _folder_name(one) / f"inner_{fold}" / ELSEWHERE_NAME for fold in judged]
-        for one in (name, BASE)
+        [out / _folder_name(one) / f"inner_{fold}" / ANSWERS_NAME for fold in judged] for one in (name, BASE)
     )
     if not all(path.is_file() for path in (*mine, *before)):
         return {}
     tables = [[read_predictions(path) for path in paths] for paths in (mine, before)]
-    after, others = (_elsewhere_statistic(one) for one in tables)
+    after, others = (elsewhere_statistic(one) for one in tables)
     groups = tables[0][0]["group"]
     own = bootstrap_estimates(groups, after)
     gained = bootstrap_estimates(groups, lambda weights: after(weights) - others(weights))
@@ -332,33 +328,10 @@ def _elsewhere_against(out: Path, name: str, judged: Sequence[int]) -> dict[str,
         "elsewhere": {
             "cells": len(groups),
             "groups": int(groups.nunique()),
-            "figures": {key: as_json(one) for key, one in zip(ELSEWHERE_TITLES, own, strict=True)},
-            "differences": {key: as_json(one) for key, one in zip(ELSEWHERE_TITLES, gained, strict=True)},
+            "figures": {key: as_json(one) for key, one in zip(FIGURES, own, strict=True)},
+            "differences": {key: as_json(one) for key, one in zip(FIGURES, gained, strict=True)},
         }
     }
-
-
-def _elsewhere_statistic(tables: Sequence[pd.DataFrame]) -> Statistic:
-    """Return the function from cell weights to the AUCs of `ELSEWHERE_TITLES`: abnormal cells against the
-    others by the summed probability of the network's abnormal classes, the mean over the networks."""
-    truth = tables[0]["true_class"].to_numpy(str)
-    groupings = grouping_of(map(str, np.unique(truth)))
-    abnormal = np.array([groupings[name] == "abnormal" for name in truth])
-    squamous = (truth != COLUMNAR).astype(float)
-    own = grouping_of(name[2:] for name in tables[0].columns if name.startswith("p_"))
-    chosen = [f"p_{name}" for name, grouping in own.items() if grouping == "abnormal"]
-    scores = [table[chosen].sum(axis=1).to_numpy(float) for table in tables]
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        return np.stack(
-            [
-                np.mean([metrics.auc(abnormal, score, weights * counted) for score in scores], axis=0)
-                for counted in (np.ones(len(truth)), squamous)
-            ],
-            axis=-1,
-        )
-
-    return statistic
 
 
 def _statistic(table: pd.DataFrame, class_names: Sequence[str]) -> Statistic:
@@ -450,7 +423,7 @@ def _elsewhere_part(variants: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for variant in asked:
         cells = []
-        for name in ELSEWHERE_TITLES:
+        for name in FIGURES:
             figure, gained = (variant["elsewhere"][kind][name] for kind in ("figures", "differences"))
             cells += [
                 interval_text(figure, "abnormal_auc"),
@@ -464,7 +437,7 @@ def _elsewhere_part(variants: Sequence[Mapping[str, Any]]) -> str:
 the others by the summed probability of the network's abnormal classes, AUC, the mean over the networks of \
 the inner folds. These cells may guide the choice of a recipe; a claim needs others.
 
-| variant | {" | less base | ".join(ELSEWHERE_TITLES.values())} | less base |
+| variant | {" | less base | ".join(FIGURES.values())} | less base |
 | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 """
