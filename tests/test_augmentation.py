@@ -251,3 +251,15 @@ def test_the_variance_of_sensor_noise_is_linear_in_the_light(seed):
         expected = at_white**2 * (1 - by_light + by_light * level / 255) + rounding
         assert added.var().item() == pytest.approx(expected, rel=0.04)
         assert added.mean().item() == pytest.approx(0, abs=5 * math.sqrt(expected / added.numel()))
+
+
+def test_a_share_of_images_keeps_what_is_of_its_own_laboratory():
+    """With everything at home switched off, an image comes back as it was, or spoilt."""
+    calm = {"flips": False, "quarter_turns": False, "scale_low": 1, "scale_high": 1}
+    calm |= {"stain": 0, "colour": 0, "blur": 0, "jpeg": 0, "noise": 20, "framing": 2}
+    image = noise(32)
+    for share in (0.0, 0.3, 1.0):
+        augment = build_augmentation(Augmentation(**calm, foreign=share))
+        torch.manual_seed(0)
+        changed_ones = sum(not torch.equal(augment(image), image) for _ in range(200))
+        assert changed_ones == pytest.approx(200 * share, abs=0 if share in (0, 1) else 30)

@@ -20,6 +20,8 @@ from cervicyte.training.recipe import Augmentation
 
 # Haematoxylin, eosin and DAB. Papanicolaou's stains differ; as axes along which to vary colour they serve.
 STAIN_DENSITIES = torch.tensor(STAINS, dtype=torch.float32)
+# Settings that imitate another laboratory, and are off at 0; `framing` is, at 1.
+FOREIGN = ("stain_shift", "illumination", "white_balance", "focus", "resolution", "noise")
 STAIN_UNMIXING = torch.linalg.inv(STAIN_DENSITIES)
 
 
@@ -229,12 +231,34 @@ class JPEG(v2.Transform):
         return _image(decoded)
 
 
+class Either(v2.Transform):
+    """Apply the first of two transforms to a share of images, and the second to the others."""
+
+    def __init__(self, first: v2.Transform, second: v2.Transform, share: float) -> None:
+        """Take both, and the share of the first, 0 to 1."""
+        super().__init__()
+        self.first, self.second, self.share = first, second, share
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Map uint8 [3, S, S] to uint8 [3, S, S]."""
+        chosen = self.first if torch.rand(1).item() < self.share else self.second
+        return torch.as_tensor(chosen(inpt))
+
+
 def build_augmentation(settings: Augmentation) -> v2.Transform:
     """Return the chain of random changes, uint8 [3, S, S] to uint8 [3, S, S].
 
-    In the order in which they happen: the cell lies and is framed, the slide is stained, the microscope
-    and the camera show it, a file keeps it.
+    With `foreign` below 1, an image goes through the whole chain or through that of its own laboratory.
     """
+    if settings.foreign == 1:
+        return _chain(settings)
+    at_home = settings.model_copy(update=dict.fromkeys(FOREIGN, 0) | {"framing": 1})
+    return Either(_chain(settings), _chain(at_home), settings.foreign)
+
+
+def _chain(settings: Augmentation) -> v2.Transform:
+    """Return the changes in the order in which they happen: the cell lies and is framed, the slide is
+    stained, the microscope and the camera show it, a file keeps it."""
     steps: list[v2.Transform] = []
     if settings.flips:
         steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]

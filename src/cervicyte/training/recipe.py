@@ -29,6 +29,13 @@ class Augmentation(BaseModel):
 
     flips: bool = Field(True, description="mirror left-right and up-down, each for half the images")
     quarter_turns: bool = Field(True, description="turn by 0, 90, 180 or 270 degrees")
+    foreign: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of images that framing, stain_shift, illumination, white_balance, focus, "
+        "resolution and noise may change; the others keep what is of their own laboratory",
+    )
     framing: float = Field(
         1.0,
         ge=1,
@@ -67,7 +74,7 @@ class Augmentation(BaseModel):
         0.5, ge=0.1, le=1, description="smallest share of the pixels along a side that resolution leaves"
     )
     noise: float = Field(
-        0.0, ge=0, le=32, description="largest standard deviation of the sensor's noise at white, grey levels"
+        0.0, ge=0, le=96, description="largest standard deviation of the sensor's noise at white, grey levels"
     )
     jpeg: float = Field(0.2, ge=0, le=1, description="share of images that are compressed as JPEG")
 
