@@ -339,3 +339,16 @@ def test_figures_of_classes_without_a_known_grouping_are_undefined():
     for name in ("abnormal_auc", "abnormal_sensitivity_at_95_specificity", "abnormal_called_normal"):
         assert figures[name]["value"] is None
     assert figures["accuracy"]["value"] is not None
+
+
+def test_folds_may_be_done_one_by_one_and_the_tables_are_then_those_of_one_call(cells, tmp_path):
+    for fold in (1, 0):
+        assert cross_validate(cells, tmp_path / "a", overrides=TINY, folds=2, only_folds=[fold]) == {}
+        assert not (tmp_path / "a" / "cross_validation.json").exists()
+        assert (tmp_path / "a" / "seed_0" / f"fold_{fold}" / "metrics.json").is_file()
+    apart = cross_validate(cells, tmp_path / "a", overrides=TINY, folds=2)
+    together = cross_validate(cells, tmp_path / "b", overrides=TINY, folds=2)
+    assert apart["figures"] == together["figures"]
+    assert len(apart["training_minutes"]) == 2
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        cross_validate(cells, tmp_path / "a", overrides=TINY, folds=2, only_folds=[2])

@@ -298,6 +298,9 @@ def cross_validate(
     by: Annotated[str, typer.Option(help="Keep whole: group, field or cell.")] = "group",
     folds: Annotated[int, typer.Option(min=2)] = 5,
     seeds: Seeds = "0",
+    only_fold: Annotated[
+        list[int] | None, typer.Option(help="Do this fold alone, without the tables; repeat for more.")
+    ] = None,
     frozen: Frozen = False,
     recipe: Recipe = None,
     set_: Settings = None,
@@ -322,10 +325,12 @@ def cross_validate(
         backbone=backbone,
         allow_leak=allow_leak,
         known_groups=known_groups,
+        only_folds=only_fold or (),
         command=_command_line(),
         progress=TerminalProgress(),
     )
-    typer.echo(f"{out}: {summary['cells']:,} cells, each tested once a seed")
+    done = f"{summary['cells']:,} cells, each tested once a seed" if summary else "these folds are done"
+    typer.echo(f"{out}: {done}")
     typer.echo(RESEARCH_USE_ONLY)
 
 

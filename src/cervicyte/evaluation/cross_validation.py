@@ -68,6 +68,7 @@ from cervicyte.provenance import (
     write_text,
     written_atomically,
 )
+from cervicyte.training.loop import HISTORY_NAME
 from cervicyte.training.recipe import Recipe, read_recipe
 
 TABLE_NAME = "cross_validation.csv"
@@ -98,6 +99,7 @@ def cross_validate(
     allow_leak: Leak | None = None,
     known_groups: bool = True,
     features_file: Path | None = None,
+    only_folds: Sequence[int] = (),
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -118,20 +120,24 @@ def cross_validate(
             or cell puts a group on both sides.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
         features_file: where frozen features are kept, `out/features.npz` unless given.
+        only_folds: train and test these alone, so that several machines may share the work, and leave the
+            tables to a call without.
         command: the command line, recorded in every artefact.
         progress: is told of every step.
 
     Returns:
-        The content of `cross_validation.json`; undefined figures are None.
+        The content of `cross_validation.json`; undefined figures are None. Nothing with `only_folds`.
 
     Raises:
-        UsageError: no seeds, a seed twice, or a data set with parts of its own.
+        UsageError: no seeds, a seed twice, a fold that there is not, or a data set with parts of its own.
         SplitError: a group would stand on both sides and `allow_leak` does not name that.
         RunFolderError: `out` holds folds of another recipe, other cells or another split.
     """
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError("A cross-validation needs one seed or more, each given once; mend --seeds.")
+    if only_folds and (frozen or not set(only_folds) <= set(range(folds))):
+        raise UsageError(f"--only-fold: takes folds from 0 to {folds - 1}, and no --frozen.")
     overrides = {**(overrides or {}), **({} if backbone is None else {"backbone": backbone})}
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
@@ -156,7 +162,9 @@ def cross_validate(
         _probe_folds(dataset, out, splits, recipes[seeds[0]], cached, command, progress)
     else:
         for seed, fold in splits:
-            progress.say(f"Seed {seed}, fold {fold + 1} of {folds}")
+            if only_folds and fold not in only_folds:
+                continue
+            progress.say(f"Seed {seed}, fold {fold} of 0 to {folds - 1}")
             train_and_evaluate(
                 data,
                 fold_folder(out, seed, fold),
@@ -170,6 +178,8 @@ def cross_validate(
                 progress=progress,
             )
 
+    if only_folds:
+        return {}
     pooled = _pooled(out, splits)
     write_table(pooled, out / POOLED_NAME)
     first = pooled[pooled["seed"] == seeds[0]]
@@ -205,6 +215,7 @@ def cross_validate(
     write_table(_figures_table(figures), out / TABLE_NAME)
     summary = {
         "notice": RESEARCH_USE_ONLY,
+        "training_minutes": None if frozen else _minutes(out, splits),
         "cells": len(first),
         "groups": int(first["group"].nunique()),
         "class_names": list(dataset.classes),
@@ -529,6 +540,14 @@ def _openings_of_all(out: Path, splits: Mapping[tuple[int, int], pd.DataFrame]) 
         for opening in openings(fold_folder(out, seed, fold) / SPLIT_NAME, split_hash(split))
     ]
     return f"{times_opened(recorded)} of {len(splits)} test parts"
+
+
+def _minutes(out: Path, splits: Mapping[tuple[int, int], pd.DataFrame]) -> list[float]:
+    """Return how long the training of each fold took, minutes."""
+    return [
+        round(float(pd.read_csv(fold_folder(out, seed, fold) / HISTORY_NAME)["seconds"].sum()) / 60, 1)
+        for seed, fold in splits
+    ]
 
 
 def _facts_of_model(recipe: Recipe, frozen: bool) -> dict[str, Any]:
