@@ -115,6 +115,17 @@ def page(folder):
     return (folder[0] / "report.html").read_text()
 
 
+def test_a_recipe_that_keeps_the_last_epoch_is_said_to_have_kept_it(tmp_path):
+    history = HISTORY.assign(validation_accuracy=[0.9, 0.8, 0.7])
+    for keep, kept in (("best", 1), ("last", 3)):
+        context = {**CONTEXT, "recipe": {"keep": keep}}
+        content = write_evaluation(
+            tmp_path / keep, made(), SIPAKMED, history=history, context=context, draws=DRAWS
+        )
+        assert content["training"]["kept_epoch"] == kept
+        assert f"epoch {kept} was kept" in (tmp_path / keep / "report.html").read_text()
+
+
 # --- the run folder ------------------------------------------------------------------------------
 
 
@@ -129,7 +140,7 @@ def test_metrics_json_is_what_was_returned_and_says_it_all(folder):
     assert content["notice"] == RESEARCH_USE_ONLY
     assert content["context"] == CONTEXT
     assert content["provenance"]["command"] == CONTEXT["command"]
-    assert content["training"] == {"epochs": 3, "best_epoch": 3}
+    assert content["training"] == {"epochs": 3, "kept_epoch": 3}
     assert content["cells"] == np.sum(content["confusion_matrix"]) == 120
     table = made()
     share = (table["true_class"] == table["predicted_class"]).mean()

@@ -118,14 +118,13 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
 
 
 @styled
-def history_figure(history: pd.DataFrame) -> Figure:
-    """Draw loss and accuracy of training and validation over the epochs, the best epoch marked.
+def history_figure(history: pd.DataFrame, kept: int) -> Figure:
+    """Draw loss and accuracy of training and validation over the epochs, the one that was kept marked.
 
     The training curves are of augmented images and, in the loss, of smoothed labels: they may well lie
     on the worse side of the validation's.
     """
     figure = _figure(9, 3.7)
-    best = best_epoch(history)
     for axes, (key, title) in zip(
         figure.subplots(1, 2), [("loss", "Loss"), ("accuracy", "Accuracy")], strict=True
     ):
@@ -135,8 +134,8 @@ def history_figure(history: pd.DataFrame) -> Figure:
             axes.plot(
                 history["epoch"], history[f"{part}_{key}"], line, c=colour, marker=marker, ms=3, label=label
             )
-        axes.axvline(best, color=SECOND, linewidth=1, linestyle=":", label=f"kept: epoch {best}")
-        axes.plot(best, history.loc[history["epoch"] == best, f"validation_{key}"].iloc[0], "o", c=SECOND)
+        axes.axvline(kept, color=SECOND, linewidth=1, linestyle=":", label=f"kept: epoch {kept}")
+        axes.plot(kept, history.loc[history["epoch"] == kept, f"validation_{key}"].iloc[0], "o", c=SECOND)
         axes.set(title=title, xlabel="Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
@@ -145,7 +144,7 @@ def history_figure(history: pd.DataFrame) -> Figure:
 
 
 def best_epoch(history: pd.DataFrame) -> int:
-    """Return the epoch that training keeps: of highest validation accuracy, then of lowest loss."""
+    """Return the epoch of highest validation accuracy, among several that of lowest loss."""
     ranked = history.sort_values(
         ["validation_accuracy", "validation_loss"], ascending=[False, True], kind="stable"
     )

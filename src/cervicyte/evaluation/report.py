@@ -93,7 +93,9 @@ def write_evaluation(
     remark = " ".join(context[key] for key in ("leak", "seen_in_training") if context.get(key))
     charts.write_png(charts.confusion_figure(evaluation), out / "confusion_matrix.png", remark)
     if history is not None:
-        charts.write_png(charts.history_figure(history), out / "training_history.png", remark)
+        charts.write_png(
+            charts.history_figure(history, _kept(history, context)), out / "training_history.png", remark
+        )
     write_text(out / "report.html", report_page(evaluation, predictions, content, history, image_of))
     write_json(out / "metrics.json", content)
     return content
@@ -135,8 +137,7 @@ def figures_of(
             for true in GROUPINGS
         }
     if history is not None:
-        best = charts.best_epoch(history)
-        content["training"] = {"epochs": len(history), "best_epoch": best}
+        content["training"] = {"epochs": len(history), "kept_epoch": _kept(history, context)}
     content["context"] = dict(context)
     content["provenance"] = provenance(context.get("command"))
     return content
@@ -192,7 +193,9 @@ def report_page(
         section("Each class", _class_table(evaluation)),
         section("Confusion matrix", _confusion_table(evaluation)),
         section("Curves and calibration", f"<div class=charts>{''.join(curves)}</div>"),
-        section("Training", *_training_parts(history)) if history is not None else "",
+        section("Training", *_training_parts(history, _kept(history, context)))
+        if history is not None
+        else "",
         section(f"The most confident mistakes (of {mistakes:,})", _mistakes(predictions, image_of)),
         section("Where this comes from", *_origin(context, content["provenance"])),
     ]
@@ -304,17 +307,23 @@ def _confusion_table(evaluation: Evaluation) -> str:
     return table(head, rows, "Cells, and their share of the true class", style="matrix")
 
 
-def _training_parts(history: pd.DataFrame) -> list[str]:
-    best = history[history["epoch"] == charts.best_epoch(history)].iloc[0]
+def _kept(history: pd.DataFrame, context: Mapping[str, Any]) -> int:
+    """Return the epoch whose weights were kept: the last, or the best on the validation part."""
+    keeps_last = context.get("recipe", {}).get("keep") == "last"
+    return int(history["epoch"].iloc[-1]) if keeps_last else charts.best_epoch(history)
+
+
+def _training_parts(history: pd.DataFrame, kept: int) -> list[str]:
+    best = history[history["epoch"] == kept].iloc[0]
     chart = _chart(
-        "Training history", "history", charts.history_figure(history), "loss and accuracy by epoch"
+        "Training history", "history", charts.history_figure(history, kept), "loss and accuracy by epoch"
     )
     return [
         f"<p>{len(history)} {plural('epoch', len(history))}; epoch {int(best['epoch'])} was kept, with a "
         f"validation accuracy of {_value_text('rate', float(best['validation_accuracy']))}.</p>",
         f"<div class='charts wide'>{chart}</div>",
         "<p class=note>Training figures are of augmented images, so that they may lie below those of "
-        "validation. The validation part chose the epoch; the test part was not looked at.</p>",
+        "validation. The test part took no part in choosing the epoch.</p>",
     ]
 
 
