@@ -67,6 +67,9 @@ def test_the_model_carries_figures_and_calibration_of_the_cross_validation(relea
     dataset = read_dataset(cells)
     assert len(model.metadata["seen"]["sha256"]) == len(dataset.cells)
     assert model.metadata["recipe"]["keep"] == "last"
+    images = [read_image(cell.path).reshape(-1, 3) for cell in dataset.cells]
+    background = np.median([np.percentile(image, 95, axis=0) for image in images], axis=0)
+    assert model.metadata["background"] == pytest.approx(list(background))
     assert not (released / "checkpoint.pth").exists()
     card = (released / "model_card.md").read_text()
     assert "In a cross-validation of networks trained alike (36 cells, 18 groups)" in card
