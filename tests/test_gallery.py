@@ -1,5 +1,6 @@
 """What a folder of explanations keeps to: unseen cells, files of their own, all of it or nothing."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, TruncatedImage, UsageError
+from cervicyte.evaluation.calibration import Calibration, ClassThreshold
 from cervicyte.explanation import cam, gallery, panels
 from cervicyte.explanation.cam import Contrast
 from cervicyte.explanation.gallery import Targets, explain_cells, targets_named
@@ -600,3 +602,17 @@ def test_real_cells_have_pictures(model, tmp_path):
     paths = sorted((SHARED / "data" / "sipakmed").rglob("*.jpg"))[::700]
     quick(model, paths, tmp_path / "out")
     assert len(files_in(tmp_path / "out")) == 2 * len(paths)
+
+
+def test_confidences_are_calibrated_as_everywhere_else(model, tmp_path):
+    """A picture and the dashboard must not give one cell two confidences."""
+    thresholds = tuple(ClassThreshold(name, None, 0, 0) for name in CLASSES)
+    calibration = Calibration(3.0, thresholds, 0.95, 0.0, 1.0, 10, 10)
+    tempered = dataclasses.replace(model, metadata={"calibration": calibration.to_json()})
+    cell = cell_at(tmp_path, "cell.png", "Parabasal")
+    (expected,) = Classifier(tempered, "cpu").predict([read_image(cell.path)])
+    for method in ("grad-cam", "gates"):
+        (raw,) = quick(model, [cell], tmp_path / f"raw_{method}", method=method).entries
+        (entry,) = quick(tempered, [cell], tmp_path / method, method=method).entries
+        assert entry.confidence == pytest.approx(expected.confidence, abs=1e-4)
+        assert entry.confidence < raw.confidence - 0.01

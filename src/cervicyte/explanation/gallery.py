@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 from cervicyte import __version__
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, UsageError
+from cervicyte.evaluation.calibration import calibrated_probabilities
 from cervicyte.evaluation.run import note_on_unknown_training
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
@@ -302,8 +303,8 @@ class MapJob:
         left_over = cam.unexplained_by_hirescam(self.model.network, of_classes)
         self.unexplained = max(self.unexplained, left_over)
         pairs = {one: torch.stack(cam.contrasted(found.logits, one), 1).tolist() for one in contrasts}
-        probabilities = found.logits.double().softmax(1).cpu().numpy()
         logits = found.logits.float().cpu().numpy()
+        probabilities = calibrated_probabilities(self.model, logits)
         formula = cam.method_named(self.method)
         raw: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for layer in self.layers:
@@ -471,7 +472,7 @@ class GateJob:
         gates = cam.cbam_gates(self.model.network, batch)
         with torch.no_grad():
             logits = self.model.network(batch)
-        probabilities = logits.double().softmax(1).cpu().numpy()
+        probabilities = calibrated_probabilities(self.model, logits.float().cpu().numpy())
         for n, (subject, image) in enumerate(zip(subjects, images, strict=True)):
             cell = Explanation(
                 subject.name,
