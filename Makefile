@@ -9,7 +9,7 @@ SHARED ?= ../shared
 RUNS ?= runs
 
 .PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev probe-folds optimism optimism-finetuned inspection \
-  twins leakage ablation folds folds-by-cell fold-figures release audit benchmark clean
+  twins leakage ablation folds folds-by-cell fold-figures release drawn-cells audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -112,6 +112,10 @@ fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev
 release: folds ## train the shipped model on all cells and attach what the folds found; 15 minutes, resumable
 	$(BIN)/cervicyte release $(SHARED)/data/sipakmed --folds $(RUNS)/folds --out $(RUNS)/release \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
+
+drawn-cells: folds ## how many drawn cells the shipped model and a fold's network recognise; 2 minutes
+	$(BIN)/python benchmarks/drawn_cells.py --others $(RUNS)/folds/seed_0/fold_0/best_model.pth \
+	  --out docs/results/model/drawn_cells.json
 
 ablation: setup ## compare variants of the recipe on inner groups; 20 minutes a variant on one core, resumable
 	$(BIN)/cervicyte ablate $(SHARED)/data/sipakmed recipes/plans/ablation.yaml --out docs/results/ablation --elsewhere $(SHARED)/data/herlev \

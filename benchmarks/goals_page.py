@@ -3,7 +3,8 @@
     python benchmarks/goals_page.py
 
 Reads only what commands wrote into docs/results/model/: `group/` and `cell/` (cross-validations),
-`robustness/`, `elsewhere/`, `unlike_training.json` and `demo.json`. What is not there stands as not run.
+`robustness/`, `elsewhere/`, `unlike_training.json` and `drawn_cells.json`. What is not there stands as not
+run.
 """
 
 from __future__ import annotations
@@ -178,14 +179,16 @@ def page(results: Path = RESULTS) -> str:
         if (content := read(folder / path))
     ]
     where = "\n".join(f"- {name}: `{one['command']}`, commit `{one['commit']}`" for name, one in commands)
-    drawn = read(folder / "demo.json")
-    demo = (
-        f"\nOf {drawn['cells']:,} drawn cells, of which it never saw one, the shipped model calls "
-        f"{100 * drawn['recognised']:.1f} % what they were drawn as (`{drawn['provenance']['command']}`; aim "
-        "80 %).\n"
-        if drawn
-        else ""
-    )
+    demo = ""
+    if drawn := read(folder / "drawn_cells.json"):
+        others = ", ".join(f"{100 * one['recognised']:.1f} %" for one in drawn["others"])
+        shipped = drawn["shipped"]
+        demo = (
+            f"\nOf {shipped['cells']:,} drawn cells (seed {drawn['seed']}), of which it never saw one, the "
+            f"shipped model calls {100 * shipped['recognised']:.1f} % what they were drawn as (aim 80 %), "
+            f"and a fold's network {others}; {100 * shipped['flagged']:.1f} % are flagged as unlike the "
+            f"training cells. `{drawn['provenance']['command']}`.\n"
+        )
     return f"""# The shipped model: goal against reached
 
 {RESEARCH_USE_ONLY}

@@ -505,6 +505,37 @@ def synth(
 
 
 @app.command()
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Images, folders, zip archives, patterns, @FILE with a name a line, or - for such lines on "
+            "standard input.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The table, .csv or .parquet.")] = Path("predictions.csv"),
+    model: Annotated[Path | None, typer.Option(help="Another model than the one that ships.")] = None,
+    force: Force = False,
+) -> None:
+    """Classify images into a table; an interrupted one is gone on with. Status 1 if some cannot be read."""
+    from cervicyte.inference.classifier import Classifier
+    from cervicyte.inference.predict import predict
+    from cervicyte.progress import TerminalProgress
+
+    classifier = Classifier.from_file(_model_file(model))
+    outcome = predict(
+        classifier, images, out, force=force, command=_command_line(), progress=TerminalProgress()
+    )
+    for note in classifier.answerer.notes:
+        typer.echo(f"Note: {note}", err=True)
+    typer.echo(f"{out}: {outcome.rows:,} images, {outcome.errors:,} of which could not be read")
+    typer.echo(RESEARCH_USE_ONLY)
+    if outcome.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
 def explain(
     images: Annotated[
         list[Path],

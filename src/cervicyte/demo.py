@@ -19,6 +19,7 @@ from cervicyte.evaluation.predictions import BATCH
 from cervicyte.evaluation.run import SPLIT_NAME, train_and_evaluate
 from cervicyte.explanation.gallery import explain_cells
 from cervicyte.images.reader import read_image
+from cervicyte.inference.classifier import Classifier
 from cervicyte.network.model_file import SHIPPED_MODEL, load_model_file, weights_hash
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
@@ -59,7 +60,10 @@ def run_demo(
     progress.say(f"Cervicyte demo. {RESEARCH_USE_ONLY}")
     data, run = out / "synthetic", out / "run"
     cells = write_dataset(data, CELLS, SEED, progress)
-    shipped = recognise(cells, out / RECOGNISED_NAME, command, progress) if SHIPPED_MODEL.is_file() else None
+    shipped = None
+    if SHIPPED_MODEL.is_file():
+        shipped = recognised(load_model(), cells, progress) | {"provenance": provenance(command)}
+        write_json(out / RECOGNISED_NAME, shipped)
     metrics = train_and_evaluate(
         cells, run, overrides=RECIPE, resume=True, command=command, progress=progress
     )
@@ -97,19 +101,16 @@ def run_demo(
     return metrics
 
 
-def recognise(
-    cells: Path, out: Path, command: str | None = None, progress: Progress = SILENT
-) -> dict[str, Any]:
-    """Ask the model that ships of drawn cells, and write how many it calls what they were drawn as.
+def recognised(classifier: Classifier, cells: Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """Ask a model that has seen no drawn cell how many of them it calls what they were drawn as.
 
     Returns:
         `recognised` and `flagged` as unlike the training cells, shares of `cells`; `recognised_of`, the
-        share of each class.
+        share of each class; `weights_sha256`.
     """
     dataset = read_dataset(cells)
-    classifier = load_model()
     right, flagged = [], []
-    progress.start("Asking the model that ships", len(dataset.cells))
+    progress.start("Asking about drawn cells", len(dataset.cells))
     for start in range(0, len(dataset.cells), BATCH):
         chosen = dataset.cells[start : start + BATCH]
         predictions = classifier.predict([read_image(cell.path) for cell in chosen])
@@ -119,15 +120,11 @@ def recognise(
         progress.advance(len(chosen))
     progress.close()
     labels = np.array([cell.label for cell in dataset.cells])
-    content = {
+    return {
         "notice": RESEARCH_USE_ONLY,
         "cells": len(right),
-        "seed": SEED,
         "recognised": float(np.mean(right)),
         "recognised_of": {name: float(np.mean(np.array(right)[labels == name])) for name in dataset.classes},
-        "flagged": float(np.mean(flagged)),
+        "flagged": float(np.mean(flagged)) if classifier.answerer.familiarity else None,
         "weights_sha256": weights_hash(classifier.model.network),
-        "provenance": provenance(command),
     }
-    write_json(out, content)
-    return content

@@ -1,0 +1,251 @@
+"""Classify images into a table, a few at a time; after an interruption no row is lost or doubled.
+
+Rows are appended to a neighbour of the table, `.NAME.partial.csv`, whose last line may be half written when
+the machine stops: what follows the last line's end is thrown away, and the images of the lines before it are
+not asked again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from cervicyte.errors import ImageError, RunFolderError, UsageError
+from cervicyte.evaluation.answers import Prediction
+from cervicyte.evaluation.prediction_sets import SEPARATOR
+from cervicyte.evaluation.predictions import BATCH
+from cervicyte.images.reader import read_image
+from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, sources_of
+from cervicyte.network.model_file import weights_hash
+from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import provenance, write_json, written_atomically
+
+READING_THREADS = 2
+SUFFIXES = (".csv", ".parquet")
+FIRST_COLUMNS = ("path", "sha256", "predicted_class", "confidence")
+LAST_COLUMNS = ("prediction_set", "unlike_percentile", "verdict", "error")
+ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a table holds: its rows, and how many of them are errors."""
+
+    rows: int
+    errors: int
+
+
+def predict(
+    classifier: Classifier,
+    names: Sequence[str],
+    out: Path,
+    *,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Classify images into a table, one row an image, and write beside it where it comes from.
+
+    Args:
+        classifier: answers.
+        names: see `sources_of`.
+        out: ends with `.csv` or `.parquet`; `.json` beside it says which model answered. Columns: path,
+            sha256, predicted_class, confidence, p_<class> …, prediction_set, unlike_percentile, verdict,
+            error. An image that cannot be read has a row with its error.
+        force: replace a table that is there.
+        command: the command line, recorded beside the table.
+        progress: is told of every batch.
+
+    Raises:
+        UsageError: a name leads to nothing, `out` ends otherwise, or there is a table and no `force`.
+        RunFolderError: an interrupted table there is of other images or of another model.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
+    if out.exists() and not force:
+        raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
+    partial = _partial(out)
+    names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
+    total = sum(1 for _ in sources_of(names))
+    about = {"model": weights_hash(classifier.model.network), "names": names}
+    done, errors = _done(partial, about, _header(classifier), sources_of(names))
+    progress.start("Classifying", total, done=done)
+    with open(partial, "a", encoding="utf-8", newline="") as file:
+        for sources in _batches(itertools.islice(sources_of(names), done, None)):
+            rows = list(_rows(classifier, sources))
+            _append(file, rows)
+            errors += sum(bool(row[-1]) for row in rows)
+            progress.advance(len(rows))
+    progress.close()
+    if out.suffix == ".csv":
+        partial.replace(out)
+    else:
+        _to_parquet(partial, out, _header(classifier))
+        partial.unlink()
+    for helper in (_about(partial), _list(partial)):
+        helper.unlink(missing_ok=True)
+    origin = {"rows": total, "errors": errors, "weights_sha256": about["model"], **provenance(command)}
+    write_json(out.with_suffix(".json"), {**origin, "notes": list(classifier.answerer.notes)})
+    return Outcome(total, errors)
+
+
+# --- rows ------------------------------------------------------------------------------------------
+
+
+def _header(classifier: Classifier) -> list[str]:
+    return [*FIRST_COLUMNS, *(f"p_{name}" for name in classifier.class_names), *LAST_COLUMNS]
+
+
+def _batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
+    remaining = iter(sources)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield batch
+
+
+def _rows(classifier: Classifier, sources: Sequence[Source]) -> Iterator[list[str]]:
+    """Yield the rows of a batch in its order."""
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        found = list(threads.map(_read, sources))
+    images = [image for _, image, _ in found if image is not None]
+    predictions = iter(classifier.predict(images))
+    for source, (digest, image, error) in zip(sources, found, strict=True):
+        if image is None:
+            blank = [""] * (len(classifier.class_names) + 4)
+            yield [source.name, digest, *blank, ERROR, error]
+        else:
+            yield [source.name, digest, *_values(next(predictions)), ""]
+
+
+def _values(prediction: Prediction) -> list[str]:
+    unlike = "" if prediction.unlike is None else f"{prediction.unlike.unlike_percentile:.2f}"
+    return [
+        prediction.class_name,
+        f"{prediction.confidence:.6f}",
+        *(f"{probability:.6f}" for probability in prediction.probabilities.values()),
+        SEPARATOR.join(prediction.prediction_set),
+        unlike,
+        prediction.verdict,
+    ]
+
+
+def _read(source: Source) -> tuple[str, np.ndarray | None, str]:
+    """Return a file's hash, its image, and why there is none."""
+    digest = ""
+    try:
+        content = source.read()
+        digest = hashlib.sha256(content).hexdigest()
+        return digest, read_image(content, name=source.name), ""
+    except ImageError as error:
+        return digest, None, str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return digest, None, f"{source.name}: cannot be read ({reason}); check the path and the file."
+
+
+# --- the table -------------------------------------------------------------------------------------
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial.csv")
+
+
+def _about(partial: Path) -> Path:
+    return partial.with_suffix(".json")
+
+
+def _list(partial: Path) -> Path:
+    return partial.with_suffix(".txt")
+
+
+def _append(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
+    """Append rows, and make sure that they are on the disk."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    file.write(text.getvalue())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _done(
+    partial: Path, about: dict[str, Any], header: list[str], sources: Iterator[Source]
+) -> tuple[int, int]:
+    """Begin a table, or take up an interrupted one; return how many rows it has, and how many errors."""
+    if not partial.is_file():
+        write_json(_about(partial), about)
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            _append(file, [header])
+        return 0, 0
+    begun = json.loads(_about(partial).read_text(encoding="utf-8")) if _about(partial).is_file() else None
+    if begun != about:
+        raise RunFolderError(
+            f"{partial}: is of other images or of another model; delete it to start anew, or choose another "
+            "name with --out."
+        )
+    _cut_half_a_line(partial)
+    rows = errors = 0
+    with open(partial, encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        if next(reader, None) != header:
+            raise RunFolderError(f"{partial}: is damaged; delete it to start anew.")
+        for row in reader:
+            source = next(sources, None)
+            if source is None or len(row) != len(header) or row[0] != source.name:
+                raise RunFolderError(
+                    f"{partial}: its rows are not of the images that are there now; delete it to start anew."
+                )
+            rows += 1
+            errors += bool(row[-1])
+    return rows, errors
+
+
+def _cut_half_a_line(partial: Path) -> None:
+    """Throw away what follows the end of the last whole line."""
+    with open(partial, "rb+") as file:
+        file.seek(0, os.SEEK_END)
+        end = file.tell()
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def _to_parquet(table: Path, out: Path, header: Sequence[str]) -> None:
+    """Write a CSV table as Parquet, a part at a time."""
+    numbers = {"confidence", "unlike_percentile", *(name for name in header if name.startswith("p_"))}
+    types = {name: pa.float64() if name in numbers else pa.string() for name in header}
+    options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    with (
+        written_atomically(out) as partial,
+        pyarrow.csv.open_csv(table, convert_options=options) as parts,
+        pyarrow.parquet.ParquetWriter(partial, parts.schema) as writer,
+    ):
+        for part in parts:
+            writer.write_batch(part)
+
+
+def _kept(partial: Path) -> str:
+    """Write the names on standard input, which can be read but once, into a list, and return its name."""
+    path = _list(partial)
+    with written_atomically(path) as kept, open(kept, "w", encoding="utf-8") as file:
+        file.writelines(f"{source.name}\n" for source in sources_of([STANDARD_INPUT]))
+    return f"{LIST_PREFIX}{path}"

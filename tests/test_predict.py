@@ -1,0 +1,187 @@
+"""Images of any origin become rows, once each, whatever interrupts."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from cervicyte.cli import app
+from cervicyte.errors import RunFolderError, UsageError
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.inference import predict as predicting
+from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.predict import predict
+from cervicyte.inference.sources import sources_of
+from cervicyte.network.model_file import ModelFile, save_model
+from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.progress import Progress
+from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
+
+CLASSES = ("Parabasal", "Koilocytotic")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    return Classifier(ModelFile(CBAMResNet50(2), CLASSES, Preprocessing(image_size=32)), "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Five images in two folders, one of them damaged, and a file of text."""
+    rng = np.random.default_rng(0)
+    for name in ("b/2.png", "a/1.png", "a/10.jpg", "c.bmp"):
+        path = tmp_path / "cells" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    (tmp_path / "cells" / "b" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (tmp_path / "cells" / "notes.txt").write_text("no image")
+    return tmp_path / "cells"
+
+
+def table_of(path):
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def test_every_image_has_a_row_with_the_classifiers_answer_or_its_error(classifier, folder, tmp_path):
+    outcome = predict(classifier, [str(folder)], tmp_path / "out.csv", command="a command")
+    table = table_of(tmp_path / "out.csv")
+    assert (outcome.rows, outcome.errors) == (5, 1)
+    assert [Path(name).name for name in table["path"]] == ["c.bmp", "1.png", "10.jpg", "2.png", "damaged.png"]
+    assert list(table) == [
+        "path", "sha256", "predicted_class", "confidence", "p_Parabasal", "p_Koilocytotic",
+        "prediction_set", "unlike_percentile", "verdict", "error",
+    ]  # fmt: skip
+    for row in table.itertuples():
+        assert row.sha256 == sha256_of_file(Path(row.path))
+    damaged = table.iloc[-1]
+    assert damaged["verdict"] == "error"
+    assert damaged["error"].startswith(damaged["path"])
+    assert damaged["predicted_class"] == damaged["confidence"] == ""
+    image = np.asarray(Image.open(folder / "a" / "1.png"))
+    (expected,) = classifier.predict([image])
+    row = table.iloc[1]
+    assert row["predicted_class"] == expected.class_name
+    assert float(row["p_Koilocytotic"]) == pytest.approx(expected.probabilities["Koilocytotic"], abs=1e-4)
+    about = json.loads((tmp_path / "out.json").read_text())
+    assert about["notice"] == RESEARCH_USE_ONLY
+    assert (about["rows"], about["errors"], about["command"]) == (5, 1, "a command")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "out.csv", "out.json"]
+
+
+def test_parquet_holds_the_same(classifier, folder, tmp_path):
+    for name in ("out.csv", "out.parquet"):
+        predict(classifier, [str(folder)], tmp_path / name)
+    columns, csv = pd.read_parquet(tmp_path / "out.parquet"), table_of(tmp_path / "out.csv")
+    assert list(columns) == list(csv)
+    assert list(columns["path"]) == list(csv["path"])
+    assert columns["confidence"].dtype == float
+    assert np.isnan(columns["confidence"].iloc[-1])
+    np.testing.assert_allclose(columns["p_Parabasal"][:-1], csv["p_Parabasal"][:-1].astype(float))
+
+
+def test_an_interrupted_table_is_gone_on_with_and_no_row_is_lost_or_doubled(
+    classifier, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+
+    class Stop(Progress):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, [str(folder)], out, progress=Stop())
+    partial = tmp_path / ".out.csv.partial.csv"
+    assert partial.read_text().count("\n") == 3
+    with open(partial, "a") as file:  # half a row, as a power cut leaves it
+        file.write("/somewhere/b/2.p")
+    asked = []
+
+    class Counted(Progress):
+        def start(self, title: str, total: int, done: int = 0) -> None:
+            asked.append((total, done))
+
+    outcome = predict(classifier, [str(folder)], out, progress=Counted())
+    assert asked == [(5, 2)]
+    predict(classifier, [str(folder)], tmp_path / "whole.csv")
+    assert outcome.errors == 1
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+    assert not partial.exists()
+
+
+def test_an_interrupted_table_of_other_images_or_another_model_is_not_gone_on_with(
+    classifier, folder, tmp_path, monkeypatch
+):
+    class Stop(Progress):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, [str(folder)], out, progress=Stop())
+    with pytest.raises(RunFolderError, match="other images or of another model"):
+        predict(classifier, [str(folder / "a")], out)
+    other = Classifier(ModelFile(CBAMResNet50(2), CLASSES, Preprocessing(image_size=32)), "cpu")
+    with pytest.raises(RunFolderError, match="another model"):
+        predict(other, [str(folder)], out)
+    (folder / "a" / "1.png").unlink()
+    with pytest.raises(RunFolderError, match="not of the images that are there now"):
+        predict(classifier, [str(folder)], out)
+
+
+def test_archives_lists_patterns_and_standard_input_are_read(folder, tmp_path, monkeypatch):
+    archive = tmp_path / "cells.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("x/2.png", "1.png", "__MACOSX/1.png", "readme.txt"):
+            file.write(folder / "a" / "1.png", name)
+    found = list(sources_of([str(archive)]))
+    assert [source.name for source in found] == [f"{archive}/1.png", f"{archive}/x/2.png"]
+    assert found[0].read() == (folder / "a" / "1.png").read_bytes()
+    named = tmp_path / "list.txt"
+    named.write_text(f"{folder}/c.bmp\n\n{folder}/missing.png\n")
+    expected = [f"{folder}/c.bmp", f"{folder}/missing.png"]
+    assert [source.name for source in sources_of([f"@{named}"])] == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO(named.read_text()))
+    assert [source.name for source in sources_of(["-"])] == expected
+    assert [Path(source.name).name for source in sources_of([f"{folder}/a/*"])] == ["1.png", "10.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "no such file"),
+        ("*.gif", "no file fits"),
+        ("@missing", "list of names"),
+        ("empty", "holds no"),
+    ],
+)
+def test_what_leads_to_nothing_is_refused_by_name(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=said):
+        list(sources_of([name]))
+
+
+def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classifier, folder, tmp_path):
+    save_model(tmp_path / "model.pth", classifier.model)
+    command = ["predict", "-", "--model", str(tmp_path / "model.pth"), "--out", str(tmp_path / "out.csv")]
+    lines = f"{folder}/c.bmp\n{folder}/missing.png\n"
+    result = CliRunner().invoke(app, command, input=lines)
+    assert result.exit_code == 1, result.output
+    assert "2 images, 1 of which could not be read" in result.output
+    assert RESEARCH_USE_ONLY in result.output
+    assert "carries no calibration" in result.output
+    again = CliRunner().invoke(app, command, input=lines)
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "model.pth", "out.csv", "out.json"]
