@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cervicyte.evaluation.tables import comparison_table, read_predictions
+import pandas as pd
+
+from cervicyte.evaluation.tables import comparison_table
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -118,7 +120,7 @@ def by_cell(folder: Path) -> str:
         return row(what, "stated", NOT_RUN, None)
     tables = {}
     for by in ("group", "cell"):
-        table = read_predictions(folder / by / "predictions.csv")
+        table = pd.read_csv(folder / by / "predictions.csv", dtype={"path": str, "group": str})
         tables[by] = table[table["seed"] == table["seed"].min()].drop(columns=["seed", "fold"])
     # Every cell counts under its group, however the folds were made.
     groups = dict(zip(tables["group"]["path"], tables["group"]["group"], strict=True))
@@ -203,7 +205,7 @@ A goal counts as reached by the value, whatever the interval.
 | --- | --- | --- | --- |
 {chr(10).join(lines)}
 {demo}
-Training took {", ".join(f"{one:.0f}" for one in minutes)} minutes for the folds, each on one core of \
+Training took {", ".join(f"{one:.0f}" for one in minutes)} minutes for the folds, on one or two cores of \
 {origin["machine"]}, beside other work. One training a fold: another seed would give other figures, which \
 the intervals do not hold. The recipe was chosen on inner groups of what is not test in fold 0, see \
 [the ablation](ablation/ablation.md), and on Herlev's cells; cells of the other folds took part in that \
