@@ -110,7 +110,7 @@ fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev
 	  --foreign $(SHARED)/data/herlev --out $(RUNS)/unlike_training.json
 
 release: folds ## train the shipped model on all cells and attach what the folds found; 15 minutes, resumable
-	$(BIN)/cervicyte release $(SHARED)/data/sipakmed --folds $(RUNS)/folds --out $(RUNS)/release \
+	$(BIN)/cervicyte release $(SHARED)/data/sipakmed --folds $(RUNS)/folds --out $(RUNS)/release --licence "Apache-2.0, as the program" \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
 
 drawn-cells: folds ## how many drawn cells the shipped model and a fold's network recognise; 2 minutes

@@ -51,7 +51,9 @@ def folds(cells, tmp_path_factory):
 @pytest.fixture(scope="module")
 def released(cells, folds, tmp_path_factory):
     out = tmp_path_factory.mktemp("release") / "out"
-    result = CliRunner().invoke(app, ["release", str(cells), "--folds", str(folds), "--out", str(out)])
+    result = CliRunner().invoke(
+        app, ["release", str(cells), "--folds", str(folds), "--out", str(out), "--licence", "Some"]
+    )
     assert result.exit_code == 0, result.output
     assert RESEARCH_USE_ONLY in result.output
     return out
@@ -72,6 +74,7 @@ def test_the_model_carries_figures_and_calibration_of_the_cross_validation(relea
     assert model.metadata["background"] == pytest.approx(list(background))
     assert not (released / "checkpoint.pth").exists()
     card = (released / "model_card.md").read_text()
+    assert "Weights: Some." in card
     assert "In a cross-validation of networks trained alike (36 cells, 18 groups)" in card
 
 

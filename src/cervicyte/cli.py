@@ -340,6 +340,7 @@ def release(
     folds: Annotated[Path, typer.Option(help="The folder of a finished cross-validation by group.")],
     out: Annotated[Path, typer.Option(help="Takes the model and its card.")] = Path("release"),
     backbone: Backbone = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for the card.")] = None,
     known_groups: KnownGroups = True,
 ) -> None:
     """Train on all cells as a cross-validation did, and attach what that found out; resumable."""
@@ -351,6 +352,7 @@ def release(
         folds,
         out,
         backbone=backbone,
+        licence=licence,
         known_groups=known_groups,
         command=_command_line(),
         progress=TerminalProgress(),

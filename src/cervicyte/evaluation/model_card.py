@@ -186,7 +186,8 @@ def _weights_and_preprocessing(model: ModelFile) -> Iterable[str]:
 
 
 def _licence(model: ModelFile, about: Metadata) -> Iterable[str]:
-    yield "The file states no licence of the weights."
+    licence = (about.model_extra or {}).get("licence")
+    yield f"Weights: {licence}." if licence else "The file states no licence of the weights."
     if about.data_set in TERMS:
         yield f"{TERMS[about.data_set]} Cite: {CITATIONS[about.data_set]}."
     else:

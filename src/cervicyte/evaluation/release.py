@@ -44,6 +44,7 @@ def release(
     out: Path,
     *,
     backbone: str | None = None,
+    licence: str | None = None,
     known_groups: bool = True,
     command: str | None = None,
     progress: Progress = SILENT,
@@ -56,6 +57,7 @@ def release(
         out: takes `best_model.pth`, `model.safetensors`, the history and `model_card.md`; an interrupted
             training there is gone on with.
         backbone: where the recipe's first weights lie now, if they were moved.
+        licence: under which the weights are given on, for the card.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
         command: the command line, recorded in every artefact.
         progress: is told of every step.
@@ -99,6 +101,8 @@ def release(
     attach(model, calibration, familiarity)
     model.metadata["background"] = usual_background(dataset.cells, progress)
     model.metadata["training_minutes"] = _minutes(out)
+    if licence is not None:
+        model.metadata["licence"] = licence
     save_model(out / MODEL_NAME, model)
     save_model(out / RELEASED_NAME, model)
     released = load_model_file(out / RELEASED_NAME)
