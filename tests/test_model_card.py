@@ -111,7 +111,7 @@ def test_figures_stand_with_their_intervals(card):
     assert "| Recall, Koilocytotic | 92.2 % [87.2, 93.2] |" in figures
     assert "(3,445 cells, 758 groups)" in figures
     assert "| Accuracy | 96.1 % [95.0, 97.0] |" in figures
-    assert "| AUC, abnormal against the rest | 0.993 [0.990, 0.996] |" in figures
+    assert "| Abnormal against the rest, AUC | 0.9931 [0.9900, 0.9960] |" in figures
     assert "1.37" in section_of(card, "Calibration")
 
 

@@ -17,6 +17,10 @@ def test_the_demo_learns_explains_and_ends_within_six_minutes(tmp_path):
     command = [sys.executable, "-m", "cervicyte", "demo", "--no-serve", "--out", str(tmp_path / "demo")]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=360, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
+    told = json.loads((tmp_path / "demo" / "shipped_model.json").read_text())
+    assert told["cells"] == 600
+    assert told["recognised"] >= 0.8
+    assert f"calls {told['recognised']:.1%} of 600" in finished.stderr
     run = tmp_path / "demo" / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["overall"]["accuracy"]["value"] > 0.8
@@ -34,6 +38,8 @@ def test_a_built_wheel_holds_all_that_the_program_reads(tmp_path):
     (wheel,) = tmp_path.glob("cervicyte-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "cervicyte/datasets/sipakmed_field_groups.csv" in names
+    assert {"cervicyte/model/cervicyte.safetensors", "cervicyte/model/model_card.md"} <= set(names)
+    assert wheel.stat().st_size < 60_000_000
     assert sum(name.startswith("cervicyte/sample_image/") and name.endswith(".png") for name in names) == 5
     assert any(name.endswith("licenses/LICENSE") for name in names)
     target = tmp_path / "installed"

@@ -9,7 +9,11 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
+from cervicyte.evaluation.calibration import read_calibration
+from cervicyte.evaluation.model_card import model_card
 from cervicyte.evaluation.tables import evaluate_predictions, read_predictions
+from cervicyte.network.model_file import load_model_file, shipped_model
+from cervicyte.provenance import sha256_of_file
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 RESULTS = PROJECT / "docs" / "results"
@@ -26,6 +30,25 @@ def test_the_page_of_benchmarks_says_what_the_files_say():
     from benchmarks_page import page
 
     assert (PROJECT / "docs" / "benchmarks.md").read_text() == page()
+
+
+def test_the_page_of_goals_says_what_the_files_say():
+    from goals_page import page
+
+    assert (RESULTS / "goals.md").read_text() == page()
+
+
+def test_the_shipped_model_carries_the_published_figures_of_its_folds():
+    model = load_model_file(shipped_model())
+    folds = json.loads((RESULTS / "model" / "group" / "cross_validation.json").read_text())
+    carried = model.metadata["cross_validation"]
+    assert carried["sha256"] == sha256_of_file(RESULTS / "model" / "group" / "cross_validation.json")
+    for name, figure in folds["figures"].items():
+        assert carried["figures"][name] == {end: figure[end] for end in ("value", "low", "high")}
+    assert model.metadata["calibration"] == read_calibration(RESULTS / "model" / "group").to_json()
+    assert model.network.placement == "stage"
+    assert len(model.metadata["seen"]["sha256"]) == folds["cells"]
+    assert shipped_model().with_name("model_card.md").read_text() == model_card(model)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)

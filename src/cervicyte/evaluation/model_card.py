@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cervicyte.datasets.classes import CITATIONS, grouping_of, proper_names
+from cervicyte.evaluation.cross_fitting import AFTER, BEFORE
+from cervicyte.evaluation.cross_validation_page import DECIMALS, interval_text, number_text, title_of_figure
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES
 from cervicyte.evaluation.run import NOT_PATIENTS, PARTS, note_on_unknown_training, weights_hash
 from cervicyte.evaluation.tables import UNDEFINED
@@ -114,8 +116,8 @@ def _training(model: ModelFile, about: Metadata) -> Iterable[str]:
             **{key: about.recipe[key] for key in OF_THE_RECIPE if key in about.recipe},
             "epoch_that_was_kept": model.epoch or None,
             "its_validation_accuracy": f"{100 * model.best_validation_accuracy:.1f} %"
-            if model.epoch
-            else None,
+            if model.epoch and model.best_validation_accuracy
+            else None,  # trained on all cells
             **{key: further.get(key) for key in ("precision", "device", "training_minutes")},
             **{key: about.provenance.get(key) for key in ("written", "commit", "machine", "versions")},
         }
@@ -136,7 +138,8 @@ def _figures(model: ModelFile, about: Metadata) -> Iterable[str]:
         counts = {key: about.cross_validation.get(key) for key in ("cells", "groups")}
         said = ", ".join(f"{_count(count)} {key}" for key, count in counts.items() if count is not None)
         yield f"In a cross-validation of networks trained alike{f' ({said})' if said else ''}:"
-        yield _figure_table(validated)
+        rows = [(_validated_title(key), _validated_text(key, validated[key])) for key in validated]
+        yield _table(("Figure", "Value"), rows)
     yield "In brackets: 95 % intervals from a bootstrap over groups."
     if "rounded_from_sha256" in model.metadata:
         yield (
@@ -146,7 +149,23 @@ def _figures(model: ModelFile, about: Metadata) -> Iterable[str]:
 
 
 def _calibration(about: Metadata) -> Iterable[str]:
-    yield _facts(about.calibration) if about.calibration else f"{title_of(NOT_MEASURED)}."
+    if not about.calibration:
+        yield f"{title_of(NOT_MEASURED)}."
+        return
+    yield _facts({key: value for key, value in about.calibration.items() if key != "classes"})
+    of_classes = about.calibration.get("classes") or []
+    rows = [
+        (
+            str(one["name"]),
+            "in every set" if one["threshold"] is None else f"{one['threshold']:.3f}",
+            _count(one["cells"]),
+            _count(one["groups"]),
+        )
+        for one in of_classes
+    ]
+    if rows:
+        yield "In a prediction set from this probability on, and what that was fitted on:"
+        yield _table(("Class", "Threshold", "Cells", "Groups"), rows)
 
 
 def _known_failures(about: Metadata) -> Iterable[str]:
@@ -226,6 +245,25 @@ def _is_defined(figure: Any) -> bool:
 def _figure_table(figures: Mapping[str, Any]) -> str:
     rows = [(FIGURE_TITLES.get(key, _sentence_case(key)), _figure_text(key, figures[key])) for key in figures]
     return _table(("Figure", "Value"), rows)
+
+
+def _validated_title(key: str) -> str:
+    """Return how a figure of a cross-validation is called."""
+    name, _, when = key.rpartition("_")
+    if when in (BEFORE, AFTER):
+        return f"{title_of_figure(name)}, {'calibrated' if when == AFTER else 'as the network gives it'}"
+    return title_of_figure(key).replace("_", " ")
+
+
+def _validated_text(key: str, figure: Any) -> str:
+    """Return a figure of a cross-validation with its interval, as on that one's page."""
+    if not _is_defined(figure):
+        return UNDEFINED
+    unit = "" if key in DECIMALS else " %"
+    if figure.get("low") is None or figure.get("high") is None:
+        return number_text(figure["value"], key) + unit
+    value, interval = interval_text(figure, key).split(" ", 1)
+    return f"{value}{unit} {interval}"
 
 
 def _sentence_case(key: str) -> str:
