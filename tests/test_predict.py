@@ -29,6 +29,13 @@ from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 CLASSES = ("Parabasal", "Koilocytotic")
 
 
+class Stop(Progress):
+    """Interrupts the work after the first batch."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def classifier():
     torch.manual_seed(0)
@@ -94,10 +101,6 @@ def test_an_interrupted_table_is_gone_on_with_and_no_row_is_lost_or_doubled(
 ):
     monkeypatch.setattr(predicting, "BATCH", 2)
 
-    class Stop(Progress):
-        def advance(self, count: int = 1, note: str = "") -> None:
-            raise KeyboardInterrupt
-
     out = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
         predict(classifier, [str(folder)], out, progress=Stop())
@@ -122,10 +125,6 @@ def test_an_interrupted_table_is_gone_on_with_and_no_row_is_lost_or_doubled(
 def test_an_interrupted_table_of_other_images_or_another_model_is_not_gone_on_with(
     classifier, folder, tmp_path, monkeypatch
 ):
-    class Stop(Progress):
-        def advance(self, count: int = 1, note: str = "") -> None:
-            raise KeyboardInterrupt
-
     out = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
         predict(classifier, [str(folder)], out, progress=Stop())

@@ -22,7 +22,7 @@ from cervicyte.evaluation.familiarity import (
     fit_familiarity,
     fit_spaces,
 )
-from cervicyte.evaluation.features import pooled_features
+from cervicyte.evaluation.features import logits_of_means, pooled_features
 from cervicyte.evaluation.predictions import predictions_table, softmax
 from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import image_statistics
@@ -178,7 +178,6 @@ def fit_answers(
     training_cells: Sequence[Cell],
     held_out: LabelledImages,
     held_out_cells: Sequence[Cell],
-    logits: np.ndarray,
     progress: Progress = SILENT,
 ) -> tuple[Calibration, Familiarity]:
     """Fit calibration and familiarity for a model on cells that did not train it.
@@ -187,17 +186,18 @@ def fit_answers(
         model: the trained network.
         training, training_cells: that trained it; images as the network sees them.
         held_out, held_out_cells: that did not, in whole groups.
-        logits: of the held-out cells.
         progress: is told of every step.
     """
-    table = predictions_table(
-        held_out_cells, [cell.label for cell in held_out_cells], softmax(logits), model.class_names
-    )
-    calibration = fit_calibration(table, model.class_names)
     of_training, of_held_out = (
         pooled_features(model.network, images, model.preprocessing, progress, f"Features of {part} cells")
         for part, images in (("training", training.images), ("validation", held_out.images))
     )
+    # The last stage's means are all that the classifier sees: one pass through the network is enough.
+    logits = logits_of_means(model.network, of_held_out["stage4"])
+    table = predictions_table(
+        held_out_cells, [cell.label for cell in held_out_cells], softmax(logits), model.class_names
+    )
+    calibration = fit_calibration(table, model.class_names)
     spaces = fit_spaces(of_training, training.targets)
     familiarity = fit_familiarity(
         spaces,

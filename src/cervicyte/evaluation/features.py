@@ -63,3 +63,11 @@ def pooled_features(
         progress.advance(len(batch))
     progress.close()
     return {stage: np.concatenate(batches) for stage, batches in features.items()}
+
+
+@torch.inference_mode()
+def logits_of_means(network: CBAMResNet50, means: np.ndarray) -> np.ndarray:
+    """Return the logits, float32 [N, classes], for means over the last activations, float32 [N, 2048]."""
+    device = next(network.parameters()).device
+    logits: np.ndarray = network.fc(torch.from_numpy(means).to(device)).float().cpu().numpy()
+    return logits

@@ -25,10 +25,7 @@ OF_THE_RECIPE = (
     "seed", "frozen_stages", "epochs", "batch_size", "learning_rate", "layer_decay", "weight_decay",
     "label_smoothing", "class_weights", "ema_decay",
 )  # fmt: skip
-FIGURE_TITLES = {key: title for key, (title, _) in OVERALL_TITLES.items()} | {
-    "abnormal_auc": "AUC, abnormal against the rest",
-    "abnormal_sensitivity_at_95_specificity": "Sensitivity to abnormal cells at a specificity of 95 %",
-}
+FIGURE_TITLES = {key: title for key, (title, _) in OVERALL_TITLES.items()}
 # What cytologists look for first, where the data set's classes do not have it.
 ABSENT_CLASSES = {"SIPaKMeD": "High-grade lesions (HSIL), carcinoma and glandular cells"}
 TERMS = {

@@ -218,8 +218,7 @@ def train_and_evaluate(
 
     model = load_model_file(out / MODEL_NAME)
     if calibrate:
-        logits = logits_of(model, validation.images, progress, "Calibrating")
-        answers = (training, cells["train"], validation, cells["validation"], logits)
+        answers = (training, cells["train"], validation, cells["validation"])
         attach(model, *fit_answers(model, *answers, progress))
     opened = record_opening(
         split_choice.file or out / SPLIT_NAME,

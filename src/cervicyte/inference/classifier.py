@@ -79,7 +79,8 @@ class Classifier:
             means = stage_means(self.model.network, self._input(batch))
             logits = self.model.network.fc(means["stage4"]).float().cpu().numpy()
             features = {stage: values.float().cpu().numpy() for stage, values in means.items()}
-            statistics = np.array([image_statistics(image) for image in batch])
+            asked_for = batch if self.answerer.familiarity is not None else ()
+            statistics = np.array([image_statistics(image) for image in asked_for])
             predictions += self.answerer.predictions(logits, features, statistics)
         return predictions
 

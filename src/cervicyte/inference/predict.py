@@ -85,9 +85,12 @@ def predict(
     about = {"model": weights_hash(classifier.model.network), "names": names}
     done, errors = _done(partial, about, _header(classifier), sources_of(names))
     progress.start("Classifying", total, done=done)
-    with open(partial, "a", encoding="utf-8", newline="") as file:
+    with (
+        ThreadPoolExecutor(READING_THREADS) as threads,
+        open(partial, "a", encoding="utf-8", newline="") as file,
+    ):
         for sources in _batches(itertools.islice(sources_of(names), done, None)):
-            rows = list(_rows(classifier, sources))
+            rows = list(_rows(classifier, sources, threads))
             _append(file, rows)
             errors += sum(bool(row[-1]) for row in rows)
             progress.advance(len(rows))
@@ -117,10 +120,11 @@ def _batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
         yield batch
 
 
-def _rows(classifier: Classifier, sources: Sequence[Source]) -> Iterator[list[str]]:
+def _rows(
+    classifier: Classifier, sources: Sequence[Source], threads: ThreadPoolExecutor
+) -> Iterator[list[str]]:
     """Yield the rows of a batch in its order."""
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        found = list(threads.map(_read, sources))
+    found = list(threads.map(_read, sources))
     images = [image for _, image, _ in found if image is not None]
     predictions = iter(classifier.predict(images))
     for source, (digest, image, error) in zip(sources, found, strict=True):
