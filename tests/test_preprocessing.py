@@ -367,6 +367,7 @@ CHANGES = {
     "denoise": True,
     "clahe": True,
     "white_point": True,
+    "gain": (1.0, 1.2, 0.9),
     "mean": (0.5, 0.456, 0.406),
     "std": (0.229, 0.224, 0.5),
 }
@@ -381,7 +382,7 @@ def test_fingerprint_differs_with_each_setting():
 
 @pytest.mark.parametrize("constant", sorted(preprocessing_module.ALGORITHM))
 def test_fingerprint_differs_with_each_constant_of_the_algorithm(constant, monkeypatch):
-    every_step, before_it = Preprocessing(white_point=True), Preprocessing()
+    every_step, before_it = Preprocessing(white_point=True, gain=(1.0, 1.0, 1.1)), Preprocessing()
     before, unaware = every_step.fingerprint(), before_it.fingerprint()
     monkeypatch.setitem(preprocessing_module.ALGORITHM, constant, "another")
     assert every_step.fingerprint() != before
@@ -560,3 +561,11 @@ def test_real_cells_come_out_in_shape_and_without_a_constant_border():
             assert back.shape == image.shape[:2]
             if not settings_.clahe:
                 assert np.corrcoef(back.ravel(), image[..., 1].ravel())[0, 1] > 0.97
+
+
+def test_gain_multiplies_each_channel_and_stops_at_white():
+    image = np.full((20, 20, 3), (100, 200, 50), np.uint8)
+    seen = Preprocessing(image_size=16, gain=(1.5, 1.5, 0.5))(image)
+    assert (seen == (150, 255, 25)).all()
+    names = [name for name, _ in Preprocessing(gain=(1.5, 1.5, 0.5)).steps(image)]
+    assert names == ["original", "gain", "square", "resized"]

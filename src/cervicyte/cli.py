@@ -419,12 +419,29 @@ def elsewhere(
     ],
     data: Annotated[Path, typer.Option(help="Another laboratory's labelled cells.")],
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("elsewhere"),
+    adapt: Annotated[
+        str | None,
+        typer.Option(help="Measure it adapted to so many unlabelled images too, with commas: 64,200."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Of the images to adapt to.")] = 3,
+    white_point: Annotated[
+        bool, typer.Option("--white-point/--no-white-point", help="Match the background's light too.")
+    ] = True,
 ) -> None:
     """Measure how well networks tell normal from abnormal among another laboratory's cells."""
     from cervicyte.evaluation.elsewhere import elsewhere
     from cervicyte.progress import TerminalProgress
 
-    elsewhere(models, data, out, command=_command_line(), progress=TerminalProgress())
+    elsewhere(
+        models,
+        data,
+        out,
+        adapt=_numbers(adapt, "--adapt", "64,200") if adapt else (),
+        draws=draws,
+        white_point=white_point,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
     typer.echo((out / "elsewhere.md").read_text(encoding="utf-8"))
 
 
@@ -535,6 +552,31 @@ def predict(
     typer.echo(RESEARCH_USE_ONLY)
     if outcome.errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def adapt(
+    model: Model = None,
+    *,
+    images: Annotated[
+        list[str],
+        typer.Option(help="Unlabelled images of the laboratory, 64 or more: a folder, archive or pattern."),
+    ],
+    out: Annotated[Path, typer.Option(help="The new model, .safetensors or .pth.")],
+    force: Force = False,
+) -> None:
+    """Fit a model to another laboratory's unlabelled images, into a new file; see docs/your_own_images.md."""
+    from cervicyte.inference.adapt import adapt, adaptation_text
+    from cervicyte.progress import TerminalProgress
+
+    content = adapt(
+        _model_file(model), images, out, force=force, command=_command_line(), progress=TerminalProgress()
+    )
+    typer.echo(adaptation_text(content))
+    for warning in content["warnings"]:
+        typer.echo(f"Warning: {warning}", err=True)
+    typer.echo(f"{out}: fitted to {content['images']:,} images; how good it is there is not known")
+    typer.echo(RESEARCH_USE_ONLY)
 
 
 @app.command()
@@ -746,11 +788,11 @@ def _model_file(named: Path | None) -> Path:
     return shipped_model() if named is None else named
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, option: str = "--seeds", example: str = "0,1,2") -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--seeds {text}: must be whole numbers with commas, such as 0,1,2.") from None
+        raise UsageError(f"{option} {text}: must be whole numbers with commas, such as {example}.") from None
 
 
 def _say_result(metrics: dict[str, Any], out: Path) -> None:

@@ -79,11 +79,13 @@ class Answerer:
     Attributes:
         class_names: in the order of the logits.
         calibration, familiarity: None where the model carries none; then nothing is said of it.
+        is_adapted: whether the model was fitted to another laboratory's images, see `adaptation`.
     """
 
     class_names: tuple[str, ...]
     calibration: Calibration | None = None
     familiarity: Familiarity | None = None
+    is_adapted: bool = False
 
     @classmethod
     def of(cls, model: ModelFile) -> Answerer:
@@ -97,7 +99,7 @@ class Answerer:
         familiarity = (
             Familiarity.from_parts(usual, model.tensors, "The model's familiarity") if usual else None
         )
-        return cls(model.class_names, calibration, familiarity)
+        return cls(model.class_names, calibration, familiarity, "adaptation" in model.metadata)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -107,6 +109,11 @@ class Answerer:
             notes.append(
                 "The model carries no calibration: its probabilities are the network's own, which are often "
                 "too certain, and there are no prediction sets."
+            )
+        if self.is_adapted:
+            notes.append(
+                "The model was adapted to another laboratory's unlabelled images: what its probabilities and "
+                "prediction sets promise was measured on its training laboratory's cells, and on none there."
             )
         if self.familiarity is None:
             notes.append("The model cannot tell whether an image is unlike its training cells.")

@@ -3,6 +3,9 @@
 What both have in common is normal against abnormal: cells are ranked by the summed probability of the
 network's abnormal classes, and held against the grouping that the cells' own classes have. The networks may
 be the folds of a cross-validation, none of which has seen any of these cells.
+
+They may also be adapted to the laboratory first, see `adaptation`: each half of the groups is then judged by
+a network that was adapted to unlabelled images of the other half.
 """
 
 from __future__ import annotations
@@ -18,11 +21,16 @@ from cervicyte import metrics
 from cervicyte.datasets.classes import grouping_of
 from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.errors import DatasetError, UsageError
+from cervicyte.evaluation.adaptation import adapted, share_of
+from cervicyte.evaluation.answers import Answerer
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text
-from cervicyte.evaluation.predictions import predict_cells
+from cervicyte.evaluation.features import logits_of_means, pooled_features
+from cervicyte.evaluation.predictions import predict_cells, predictions_table
 from cervicyte.evaluation.run import NOT_PATIENTS, refuse_seen, weights_hash
 from cervicyte.evaluation.tables import write_table
+from cervicyte.images.reader import read_image
+from cervicyte.images.statistics import image_statistics
 from cervicyte.metrics import Statistic
 from cervicyte.network.model_file import ModelFile, load_model_file
 from cervicyte.pages import plural
@@ -30,6 +38,7 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 from cervicyte.training.loop import MODEL_NAME
 
+DRAWS = 3
 FIGURES = {"abnormal_auc_all": "all classes", "abnormal_auc_squamous": "without columnar cells"}
 COLUMNAR = "Columnar"  # Herlev's class of glandular cells, which SIPaKMeD lacks
 ANSWERS_NAME = "elsewhere_predictions.csv"
@@ -40,6 +49,9 @@ def elsewhere(
     data: Path,
     out: Path,
     *,
+    adapt: Sequence[int] = (),
+    draws: int = DRAWS,
+    white_point: bool = True,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -49,6 +61,9 @@ def elsewhere(
         models: model files, or run folders, such as the folds of a cross-validation.
         data: the cells; the classes are known as normal or abnormal.
         out: takes the tables.
+        adapt: numbers of images to which the networks are adapted as well.
+        draws: of halves and images, for each such number.
+        white_point: whether adaptation matches the background's light too.
         command: the command line, recorded in every artefact.
         progress: is told of every batch.
 
@@ -56,7 +71,7 @@ def elsewhere(
         The content of `elsewhere.json`.
 
     Raises:
-        UsageError: no model is given.
+        UsageError: no model is given, or half of the groups have fewer images than are to be adapted to.
         DatasetError: it is not known which of the classes are abnormal, or all or none of the cells are.
         SplitError: a model has seen some of the cells.
     """
@@ -64,15 +79,32 @@ def elsewhere(
         raise UsageError("Name one model or more.")
     dataset = read_dataset(data)
     _check_groupings(dataset.classes, data)
+    halves = [_halves(dataset.cells, seed) for seed in range(draws if adapt else 0)]
+    fewest = min((len(half) for pair in halves for half in pair), default=0)
+    if adapt and max(adapt) > fewest:
+        raise UsageError(
+            f"{data}: half of its groups have {fewest} images, so that no network can be adapted to "
+            f"{max(adapt)} and judged on others; adapt to fewer."
+        )
+    pictures = _read(dataset.cells, progress)
+    after: dict[int, list[pd.DataFrame]] = {count: [] for count in adapt}
     tables, hashes = [], []
     for path in models:
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
         _check_groupings(model.class_names, path)
         refuse_seen(model, dataset.cells, data, False, "take other cells, or")
-        table = predict_cells(model, dataset.cells, progress=progress)
+        table = _answers(model, dataset.cells, pictures, progress, path.name)
         table.insert(0, "model", path.name)
         tables.append(table)
         hashes.append(weights_hash(model.network))
+        for count in adapt:
+            for seed, pair in enumerate(halves):
+                asked = f"{path.name}, adapted to {count} images, draw {seed + 1} of {draws}"
+                after[count].append(
+                    _adapted_answers(
+                        model, dataset.cells, pictures, pair, count, white_point, progress, asked
+                    )
+                )
     content = {
         "notice": RESEARCH_USE_ONLY,
         "data": dataset.root.name,
@@ -83,6 +115,20 @@ def elsewhere(
         "figures": elsewhere_figures(tables),
         "each_model": [elsewhere_figures([table]) for table in tables],
         "mean_score": _mean_scores(tables),
+        "doubt": _doubt(tables),
+        "adapted": [
+            {
+                "images": count,
+                "share": share_of(count),
+                "white_point": white_point,
+                "draws": draws,
+                "figures": elsewhere_figures(after[count]),
+                "less_zero_shot": _differences(after[count], tables),
+                "mean_score": _mean_scores(after[count]),
+                "doubt": _doubt(after[count]),
+            }
+            for count in adapt
+        ],
         "caveats": [NOT_PATIENTS],
         "intervals": {"level": metrics.LEVEL, "method": "bootstrap of whole groups", "draws": metrics.DRAWS},
         "provenance": provenance(command),
@@ -91,6 +137,90 @@ def elsewhere(
     write_text(out / "elsewhere.md", elsewhere_page(content))
     write_json(out / "elsewhere.json", content)
     return content
+
+
+def _halves(cells: Sequence[Cell], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the cells of one half of the groups, drawn at random, and of the other half."""
+    groups = np.array([cell.group for cell in cells])
+    names = np.random.default_rng(seed).permutation(np.unique(groups))
+    first = np.isin(groups, names[: len(names) // 2])
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+def _adapted_answers(
+    model: ModelFile,
+    cells: Sequence[Cell],
+    pictures: Sequence[np.ndarray],
+    halves: tuple[np.ndarray, np.ndarray],
+    count: int,
+    white_point: bool,
+    progress: Progress,
+    title: str,
+) -> pd.DataFrame:
+    """Return every cell's answer by a network that was adapted to images of the other half of the groups."""
+    tables = []
+    for own, others in (halves, halves[::-1]):
+        chosen = np.random.default_rng(count).permutation(others)[:count]
+        new = adapted(model, [pictures[place] for place in chosen], white_point=white_point)
+        tables.append(
+            _answers(
+                new, [cells[place] for place in own], [pictures[place] for place in own], progress, title
+            )
+        )
+    order = np.argsort(np.concatenate(halves), kind="stable")
+    return pd.concat(tables, ignore_index=True).iloc[order].reset_index(drop=True)
+
+
+def _answers(
+    model: ModelFile,
+    cells: Sequence[Cell],
+    pictures: Sequence[np.ndarray],
+    progress: Progress,
+    title: str,
+) -> pd.DataFrame:
+    """Return one row a cell, see `predictions_table`, with whether it is flagged as unlike the training cells
+    and the size of its prediction set, as far as the model can say.
+    """
+    answerer = Answerer.of(model)
+    inputs = np.stack([model.preprocessing(picture) for picture in pictures])
+    features = pooled_features(model.network, inputs, model.preprocessing, progress, title)
+    logits = logits_of_means(model.network, features["stage4"])
+    asked_for = pictures if answerer.familiarity is not None else ()
+    statistics = np.array([image_statistics(picture) for picture in asked_for])
+    answers = answerer.predictions(logits, features, statistics)
+    probabilities = np.array([list(one.probabilities.values()) for one in answers])
+    table = predictions_table(cells, [cell.label for cell in cells], probabilities, model.class_names)
+    table["flagged"] = [
+        float("nan") if one.unlike is None else float(one.unlike.kind != "familiar") for one in answers
+    ]
+    table["set_size"] = [len(one.prediction_set) or float("nan") for one in answers]
+    return table
+
+
+def _doubt(tables: Sequence[pd.DataFrame]) -> dict[str, float | None]:
+    """Return the share of cells that is flagged and the mean size of the sets, over those who can say."""
+    everything = pd.concat(tables, ignore_index=True)
+    known = {name: everything[name].dropna().astype(float) for name in ("flagged", "set_size")}
+    return {name: float(values.mean()) if len(values) else None for name, values in known.items()}
+
+
+def _read(cells: Sequence[Cell], progress: Progress) -> list[np.ndarray]:
+    progress.start("Reading cells", len(cells))
+    pictures = []
+    for cell in cells:
+        pictures.append(read_image(cell.path))
+        progress.advance()
+    progress.close()
+    return pictures
+
+
+def _differences(
+    after: Sequence[pd.DataFrame], before: Sequence[pd.DataFrame]
+) -> dict[str, dict[str, float | None]]:
+    """Return of each of `FIGURES` what adaptation adds, with its interval from the same draws."""
+    new, old = elsewhere_statistic(after), elsewhere_statistic(before)
+    estimates = bootstrap_estimates(before[0]["group"], lambda weights: new(weights) - old(weights))
+    return {name: as_json(one) for name, one in zip(FIGURES, estimates, strict=True)}
 
 
 def ask_elsewhere(model: ModelFile, cells: Sequence[Cell], out: Path, progress: Progress = SILENT) -> None:
@@ -161,6 +291,39 @@ def elsewhere_page(content: Mapping[str, Any]) -> str:
         + " |"
         for name, title in FIGURES.items()
     )
+    adapted_rows = "".join(
+        f"| {title}, adapted to {one['images']} images | "
+        f"{interval_text(one['figures'][name], 'abnormal_auc')} | "
+        f"{interval_text(one['less_zero_shot'][name], 'abnormal_auc', signed=True)} |\n"
+        for one in content["adapted"]
+        for name, title in FIGURES.items()
+    )
+    adaptation = ""
+    if content["adapted"]:
+        draws = content["adapted"][0]["draws"]
+        adaptation = f"""Adapted to unlabelled images of the laboratory (`cervicyte adapt`): each half of \
+the groups is judged by networks that were adapted to images of the other half, {draws} \
+{plural("draw", draws)} of halves; the mean over networks and draws.
+
+| | AUC | less without adaptation |
+| --- | --- | --- |
+{adapted_rows}
+"""
+    doubts = {"zero-shot": content["doubt"]}
+    doubts |= {f"adapted to {one['images']} images": one["doubt"] for one in content["adapted"]}
+    doubt_rows = "".join(
+        f"| {title} | {100 * doubt['flagged']:.0f} | {_size(doubt['set_size'])} |\n"
+        for title, doubt in doubts.items()
+        if doubt["flagged"] is not None
+    )
+    doubt_table = (
+        f"""| | flagged as unlike the training cells, % | classes in a prediction set, mean |
+| --- | ---: | ---: |
+{doubt_rows}
+"""
+        if doubt_rows
+        else ""
+    )
     means = "\n".join(f"| {name} | {100 * value:.0f} |" for name, value in content["mean_score"].items())
     origin = content["provenance"]
     return f"""# Another laboratory's cells: {content["data"]}
@@ -175,7 +338,7 @@ over {content["models"]} {plural("network", content["models"])}, and each.
 | --- | --- | --- |
 {rows}
 
-| class | mean probability of being abnormal, % |
+{adaptation}{doubt_table}| class | mean probability of being abnormal, % |
 | --- | ---: |
 {means}
 
@@ -185,3 +348,7 @@ In brackets: 95 % intervals from {content["intervals"]["draws"]:,} bootstrap dra
 Command: `{origin["command"] or "called from Python"}`; commit {origin["commit"]}; written \
 {origin["written"][:10]}.
 """
+
+
+def _size(size: float | None) -> str:
+    return "no sets" if size is None else f"{size:.2f}"

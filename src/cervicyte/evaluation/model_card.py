@@ -43,6 +43,7 @@ def model_card(model: ModelFile) -> str:
         "Classes": _classes(model.class_names),
         "Data": _data(model, about),
         "Training": _training(model, about),
+        **({"Adaptation": _adaptation(about)} if about.adaptation else {}),
         "Figures": _figures(model, about),
         "Calibration": _calibration(about),
         "Known failures": _known_failures(about),
@@ -119,6 +120,14 @@ def _training(model: ModelFile, about: Metadata) -> Iterable[str]:
             **{key: about.provenance.get(key) for key in ("written", "commit", "machine", "versions")},
         }
     )
+
+
+def _adaptation(about: Metadata) -> Iterable[str]:
+    yield (
+        "After training, the model was fitted to another laboratory's unlabelled images. Figures and "
+        "calibration below are those from before; how good it is there has not been measured."
+    )
+    yield _facts(about.adaptation)
 
 
 def _figures(model: ModelFile, about: Metadata) -> Iterable[str]:

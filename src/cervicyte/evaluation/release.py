@@ -27,6 +27,7 @@ from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.evaluation.run import RECIPE_NAME, SPLIT_NAME, caveats_of, labelled_images, seen_cells
 from cervicyte.images.reader import read_image
+from cervicyte.images.statistics import background_of
 from cervicyte.network.model_file import SAFETENSORS, ModelFile, load_model_file, save_model
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, sha256_of_file, write_text
@@ -202,12 +203,11 @@ def _familiarity(
 
 
 def usual_background(cells: Sequence[Cell], progress: Progress = SILENT) -> list[float]:
-    """Return the light where the glass is clear, red, green and blue, 0 to 255: the median over the cells of
-    each channel's 95th percentile."""
+    """Return the light where the glass is clear, red, green and blue, 0 to 255: the median over the cells."""
     progress.start("Looking at the background", len(cells))
     levels = []
     for cell in cells:
-        levels.append(np.percentile(read_image(cell.path).reshape(-1, 3), 95, axis=0))
+        levels.append(background_of(read_image(cell.path)))
         progress.advance()
     progress.close()
     return [float(level) for level in np.median(levels, axis=0)]

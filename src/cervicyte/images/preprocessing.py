@@ -1,10 +1,10 @@
 """What every image goes through before the network: one value object that travels with the model.
 
-The steps, in this order: the bright background is made white (optional); the image is scaled and
-centred on a square canvas, the rest of which is filled by its mirror image; noise is removed (optional);
-local contrast is raised (optional); the canvas is resized to the network's input. Mirror reflection
-leaves no constant border, which a network could learn to take for a class: the cells' aspect ratio
-differs from class to class.
+The steps, in this order: the channels are multiplied (optional); the bright background is made white
+(optional); the image is scaled and centred on a square canvas, the rest of which is filled by its mirror
+image; noise is removed (optional); local contrast is raised (optional); the canvas is resized to the
+network's input. Mirror reflection leaves no constant border, which a network could learn to take for a
+class: the cells' aspect ratio differs from class to class.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ ALGORITHM: dict[str, Any] = {
     # and 209 in red, green and blue, of 467 Herlev crops 181, 174 and 185. A crop that the cell fills shows
     # no background; the bound on the gain, which holds in 33 % and 16 % of them, keeps it from washing out.
     "white_point": {"before": "square", "percentile": 95, "white": 240, "largest_gain": 1.6},
+    # One for all images of a laboratory, unlike the white point, which is each image's own.
+    "gain": {"before": "white_point"},
 }
-ADDED_LATER = ("white_point",)
+ADDED_LATER = ("white_point", "gain")
+LARGEST_GAIN = 3.0
+NO_GAIN = (1.0, 1.0, 1.0)
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Spread = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Gain = Annotated[float, Field(ge=1 / LARGEST_GAIN, le=LARGEST_GAIN, allow_inf_nan=False)]
 
 
 class ScaledToFitWarning(UserWarning):
@@ -94,6 +99,9 @@ class Preprocessing(BaseModel):
     denoise: bool = Field(default=False, description="non-local means of each channel")
     clahe: bool = Field(default=False, description="contrast-limited adaptive equalisation of each channel")
     white_point: bool = Field(default=False, description="scale each channel so that the background is white")
+    gain: tuple[Gain, Gain, Gain] = Field(
+        default=NO_GAIN, description="multiplies each channel, RGB; `cervicyte adapt` finds a laboratory's"
+    )
     # ImageNet's figures, with which the backbones' first weights were trained.
     mean: tuple[Share, Share, Share] = Field(default=(0.485, 0.456, 0.406), description="subtracted, RGB")
     std: tuple[Spread, Spread, Spread] = Field(default=(0.229, 0.224, 0.225), description="divided by, RGB")
@@ -110,12 +118,15 @@ class Preprocessing(BaseModel):
         return self.steps(image)[-1][1]
 
     def steps(self, image: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Return every stage with its name, each uint8 [h, w, 3]: original, white point (where it is on),
-        square, denoised and CLAHE (where they are on), resized. Warns and raises as the call itself does.
+        """Return every stage with its name, each uint8 [h, w, 3]: original, gain and white point (where
+        they are on), square, denoised and CLAHE (where they are on), resized. Warns and raises as the call
+        itself does.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"an image is uint8 [H, W, 3] with pixels, not {image.dtype} {image.shape}")
         stages = [("original", image)]
+        if self.gain != NO_GAIN:
+            stages.append(("gain", cv2.merge([*map(_times, cv2.split(image), self.gain)])))
         if self.white_point:
             stages.append(("white point", _white(image)))
         stages.append(("square", self._square(stages[-1][1])))
@@ -184,13 +195,15 @@ class Preprocessing(BaseModel):
 
     def geometry(self) -> Preprocessing:
         """Return the same without the steps that change colours: what masks go through."""
-        return self.model_copy(update={"white_point": False, "denoise": False, "clahe": False})
+        return self.model_copy(
+            update={"gain": NO_GAIN, "white_point": False, "denoise": False, "clahe": False}
+        )
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that differ where any setting or constant in use does."""
         algorithm, settings = dict(ALGORITHM), self.model_dump(mode="json")
         for step in ADDED_LATER:
-            if not settings[step]:
+            if getattr(self, step) == type(self).model_fields[step].default:
                 del algorithm[step], settings[step]
         return sha256_of_json({"algorithm": algorithm, "settings": settings})[:16]
 
@@ -250,10 +263,13 @@ def _white(image: np.ndarray) -> np.ndarray:
     def scaled(channel: np.ndarray) -> np.ndarray:
         darker = np.cumsum(np.bincount(channel.ravel(), minlength=256))  # or as dark
         background = int(np.searchsorted(darker, settings["percentile"] / 100 * channel.size))
-        gain = min(settings["white"] / max(1, background), settings["largest_gain"])
-        return cv2.LUT(channel, np.clip(np.round(np.arange(256) * gain), 0, 255).astype(np.uint8))
+        return _times(channel, min(settings["white"] / max(1, background), settings["largest_gain"]))
 
     return _by_channel(image, scaled)
+
+
+def _times(channel: np.ndarray, gain: float) -> np.ndarray:
+    return cv2.LUT(channel, np.clip(np.round(np.arange(256) * gain), 0, 255).astype(np.uint8))
 
 
 def _denoised(image: np.ndarray) -> np.ndarray:

@@ -32,3 +32,8 @@ def image_statistics(image: np.ndarray) -> tuple[float, ...]:
         float(density[1] - density[0]),
         float(np.log10(max(sharpness, 1e-6))),
     )
+
+
+def background_of(image: np.ndarray) -> np.ndarray:
+    """Return the light where the glass is clear: each channel's 95th percentile, float64 [3], 0 to 255."""
+    return np.asarray(np.percentile(image.reshape(-1, 3), 95, axis=0))

@@ -100,6 +100,7 @@ class Metadata(BaseModel):
     cross_validation: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
     familiarity: dict[str, Any] = {}
+    adaptation: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 
 

@@ -1,0 +1,178 @@
+"""Makes a model for another laboratory from its unlabelled images, and says what that changed.
+
+Nobody has said what the images show, so nothing here says that the new model is better: class shares and
+certainty before and after are all there is to see, and they tell when something is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cervicyte.errors import UsageError
+from cervicyte.evaluation.adaptation import FEWEST_IMAGES, adapted
+from cervicyte.evaluation.answers import Prediction
+from cervicyte.images.reader import read_image
+from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.sources import Source, sources_of
+from cervicyte.network.model_file import SAFETENSORS, ModelFile, load_model_file, save_model, weights_hash
+from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
+
+SUFFIXES = (SAFETENSORS, ".pth")
+MOST_IMAGES = 1000  # held in memory; more hardly move what is measured
+ONE_CLASS = 0.8  # of the images: more in one class is no mix
+NO_CELLS = 0.2  # of the images that are called no single cell
+SEED = 0
+VERDICTS = ("answer", "uncertain", "unlike_training", "not_a_cell")
+
+
+def adapt(
+    path: Path,
+    names: Sequence[str],
+    out: Path,
+    *,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write a model that is fitted to a laboratory's unlabelled images; the original stays as it is.
+
+    Args:
+        path: the model's file.
+        names: of the images, see `sources.sources_of`. Of more than `MOST_IMAGES`, as many are drawn.
+        out: the new model's file, `.safetensors` or `.pth`; what changed is written beside it as `.json`.
+        force: replace a file that is there.
+        command: the command line, recorded in the model.
+        progress: is told of every step.
+
+    Returns:
+        The content of the `.json`: counts, `before` and `after`, and `warnings` for people.
+
+    Raises:
+        UsageError: `out` ends otherwise, is the model itself, or is there and no `force`; or there are fewer
+            than two images.
+        ImageError: an image cannot be read; the text names it.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
+    if out.exists() and out.samefile(path):
+        raise UsageError(f"{out}: is the model itself, which stays as it is; choose another name with --out.")
+    if out.exists() and not force:
+        raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
+    model = load_model_file(path)
+    sources = list(sources_of(names))
+    found = len(sources)
+    if found > MOST_IMAGES:
+        drawn = np.random.default_rng(SEED).choice(found, MOST_IMAGES, replace=False)
+        sources = [sources[place] for place in sorted(drawn)]
+    images, digest = _read(sources, progress)
+    before = classified(model, images)
+    new = adapted(model, images, progress=progress)
+    new.metadata["adaptation"] |= {
+        "of": path.name,
+        "images_sha256": digest,
+        "provenance": provenance(command),
+    }
+    save_model(out, new)
+    new = load_model_file(out)  # as it will answer: rounded
+    content = {
+        "notice": RESEARCH_USE_ONLY,
+        "model": {"file": path.name, "weights_sha256": weights_hash(model.network)},
+        "adapted": {"file": out.name, "weights_sha256": weights_hash(new.network)},
+        "images_found": found,
+        **{key: value for key, value in new.metadata["adaptation"].items() if key != "of"},
+        "before": before,
+        "after": classified(new, images),
+    }
+    content["warnings"] = warnings_of(content)
+    write_json(out.with_suffix(".json"), content)
+    return content
+
+
+def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarray], str]:
+    """Return the images, and the SHA-256 over the sorted hashes of their files."""
+    images, hashes = [], []
+    progress.start("Reading images", len(sources))
+    for source in sources:
+        try:
+            content = source.read()
+        except ValueError as error:
+            raise UsageError(f"{source.name}: {error}; take it out, or give a sound copy.") from error
+        images.append(read_image(content, name=source.name))
+        hashes.append(hashlib.sha256(content).hexdigest())
+        progress.advance()
+    progress.close()
+    return images, hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+def classified(model: ModelFile, images: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return shares of classes and verdicts, in [0, 1], mean confidence and mean size of prediction sets."""
+    return _summary(Classifier(model).predict(images), model.class_names)
+
+
+def _summary(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, Any]:
+    classes = Counter(one.class_name for one in predictions)
+    verdicts = Counter[str](one.verdict for one in predictions)
+    sizes = [len(one.prediction_set) for one in predictions if one.prediction_set]
+    return {
+        "classes": {name: classes[name] / len(predictions) for name in class_names},
+        "verdicts": {name: verdicts[name] / len(predictions) for name in VERDICTS},
+        "mean_confidence": float(np.mean([one.confidence for one in predictions])),
+        "mean_set_size": float(np.mean(sizes)) if sizes else None,
+    }
+
+
+def warnings_of(content: Mapping[str, Any]) -> list[str]:
+    """Return what speaks against the new model, a sentence each."""
+    warnings = []
+    images, before, after = content["images"], content["before"], content["after"]
+    if images < FEWEST_IMAGES:
+        warnings.append(
+            f"{images} images are too few to tell the laboratory from the cells at hand; give "
+            f"{FEWEST_IMAGES} or more."
+        )
+    name, share = max(after["classes"].items(), key=lambda item: item[1])
+    if share > ONE_CLASS:
+        warnings.append(
+            f"{share:.0%} of the images are called {name} afterwards: they look like a single class, and the "
+            "method presumes a mix. Give images of all kinds of cells, or do not use the new model."
+        )
+    if before["verdicts"]["not_a_cell"] > NO_CELLS:
+        warnings.append(
+            f"{before['verdicts']['not_a_cell']:.0%} of the images do not look like single cervical cells to "
+            "the original model. If they are none, the new model takes such images for usual: look through "
+            "the folder."
+        )
+    return warnings
+
+
+def adaptation_text(content: Mapping[str, Any]) -> str:
+    """Return before and after side by side, for a terminal."""
+    before, after = content["before"], content["after"]
+    rows = [
+        *((name, before["classes"][name], after["classes"][name]) for name in before["classes"]),
+        *((_in_words(name), before["verdicts"][name], after["verdicts"][name]) for name in VERDICTS),
+        ("mean confidence", before["mean_confidence"], after["mean_confidence"]),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'':{width}}  before   after"]
+    lines += [f"{name:{width}}  {one:6.1%}  {other:6.1%}" for name, one, other in rows]
+    if before["mean_set_size"] is not None:
+        sizes = (before["mean_set_size"], after["mean_set_size"])
+        lines.append(f"{'classes in a set':{width}}  {sizes[0]:6.2f}  {sizes[1]:6.2f}")
+    return "\n".join(lines)
+
+
+def _in_words(verdict: str) -> str:
+    return {
+        "answer": "answered",
+        "uncertain": "uncertain",
+        "unlike_training": "unlike training",
+        "not_a_cell": "not a single cell",
+    }[verdict]
