@@ -109,3 +109,17 @@ def test_cells_that_changed_since_the_split_are_refused(cells, folds, tmp_path):
     Image.new("RGB", (40, 40)).save(changed)
     with pytest.raises(SplitError, match=changed.name):
         robustness(folds[:1], other, tmp_path / "r")
+
+
+def test_fewer_cells_are_whole_groups_of_every_run(cells, folds, tmp_path):
+    content = robustness(folds, cells, tmp_path / "r", cells=5)
+    assert (content["cells"], content["of_cells"]) == (6, 12)  # three of each run: half of five, rounded up
+    table = pd.read_csv(tmp_path / "r" / "robustness_predictions.csv")
+    for fold in folds:
+        tested = pd.read_csv(fold / "test_predictions.csv")
+        asked = tested["path"].isin(table["path"])
+        assert asked.sum() == 3
+        assert not set(tested["group"][asked]) & set(tested["group"][~asked])
+    assert "6 cells of 12, drawn by whole groups" in (tmp_path / "r" / "robustness.md").read_text()
+    with pytest.raises(UsageError, match="1 cells are fewer than the 2 runs"):
+        robustness(folds, cells, tmp_path / "s", cells=1)

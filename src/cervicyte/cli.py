@@ -400,6 +400,9 @@ def robustness(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, such as all folds.")],
     data: Annotated[Path, typer.Option(help="The labelled cells that they were trained on.")],
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("robustness"),
+    cells: Annotated[
+        int | None, typer.Option(min=1, help="About so many, in whole groups drawn at random. Default: all.")
+    ] = None,
     known_groups: KnownGroups = True,
 ) -> None:
     """Measure what is left of the accuracy on test cells that are blurred, noisy or stained anew."""
@@ -407,7 +410,13 @@ def robustness(
     from cervicyte.progress import TerminalProgress
 
     robustness(
-        runs, data, out, known_groups=known_groups, command=_command_line(), progress=TerminalProgress()
+        runs,
+        data,
+        out,
+        cells=cells,
+        known_groups=known_groups,
+        command=_command_line(),
+        progress=TerminalProgress(),
     )
     typer.echo((out / "robustness.md").read_text(encoding="utf-8"))
 

@@ -25,7 +25,7 @@ from cervicyte.evaluation.familiarity import (
 from cervicyte.evaluation.features import logits_of_means, pooled_features
 from cervicyte.evaluation.predictions import predictions_table, softmax
 from cervicyte.images.reader import read_image
-from cervicyte.images.statistics import image_statistics
+from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.loop import LabelledImages
@@ -225,3 +225,14 @@ def statistics_of(cells: Sequence[Cell], progress: Progress = SILENT) -> np.ndar
         progress.advance()
     progress.close()
     return np.array(rows)
+
+
+def usual_background(cells: Sequence[Cell], progress: Progress = SILENT) -> list[float]:
+    """Return the light where the glass is clear, red, green and blue, 0 to 255: the median over the cells."""
+    progress.start("Looking at the background", len(cells))
+    levels = []
+    for cell in cells:
+        levels.append(background_of(read_image(cell.path)))
+        progress.advance()
+    progress.close()
+    return [float(level) for level in np.median(levels, axis=0)]

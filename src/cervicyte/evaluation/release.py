@@ -9,25 +9,23 @@ cell's distance in the fold that had not seen it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
+from cervicyte.datasets.layouts import CellDataset, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split, verify_contents
 from cervicyte.errors import RunFolderError
-from cervicyte.evaluation.answers import attach, statistics_of
+from cervicyte.evaluation.answers import attach, statistics_of, usual_background
 from cervicyte.evaluation.calibration import Calibration, read_calibration
 from cervicyte.evaluation.cross_validation import SUMMARY_NAME, fold_folder
 from cervicyte.evaluation.familiarity import Familiarity, distances_of, fit_familiarity, fit_spaces
 from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.evaluation.run import RECIPE_NAME, SPLIT_NAME, caveats_of, labelled_images, seen_cells
-from cervicyte.images.reader import read_image
-from cervicyte.images.statistics import background_of
 from cervicyte.network.model_file import SAFETENSORS, ModelFile, load_model_file, save_model
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, sha256_of_file, write_text
@@ -200,17 +198,6 @@ def _familiarity(
         statistics,
         [cell.group for cell in dataset.cells],
     )
-
-
-def usual_background(cells: Sequence[Cell], progress: Progress = SILENT) -> list[float]:
-    """Return the light where the glass is clear, red, green and blue, 0 to 255: the median over the cells."""
-    progress.start("Looking at the background", len(cells))
-    levels = []
-    for cell in cells:
-        levels.append(background_of(read_image(cell.path)))
-        progress.advance()
-    progress.close()
-    return [float(level) for level in np.median(levels, axis=0)]
 
 
 def _minutes(out: Path) -> float:

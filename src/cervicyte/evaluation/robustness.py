@@ -34,6 +34,7 @@ from cervicyte.training.cells import READING_THREADS
 from cervicyte.training.loop import MODEL_NAME
 
 CLEAN = "clean"
+SEED = 0  # draws the groups where not all are asked for
 # What the recipe's augmentation has in common with corruptions: a network that met the like is no stranger.
 ALIKE_IN_TRAINING = {
     "blur": "gaussian blur",
@@ -53,6 +54,7 @@ def robustness(
     data: Path,
     out: Path,
     *,
+    cells: int | None = None,
     known_groups: bool = True,
     command: str | None = None,
     progress: Progress = SILENT,
@@ -63,6 +65,8 @@ def robustness(
         runs: run folders, such as the folds of a cross-validation; each has a model and a split.
         data: the data set that they were trained on.
         out: takes the tables and every answer.
+        cells: ask for about so many, an equal share of each run, in whole groups drawn at random; None is
+            all of them.
         known_groups: whether SIPaKMeD's fields are grouped by the table that ships with Cervicyte.
         command: the command line, recorded in every artefact.
         progress: is told of every batch.
@@ -71,13 +75,15 @@ def robustness(
         The content of `robustness.json`.
 
     Raises:
-        UsageError: no run is given, or a cell is tested by two of them.
+        UsageError: no run is given, fewer cells than runs are asked for, or a cell is tested by two of them.
         CervicyteError: a model or split cannot be read, or does not fit the data.
     """
     if not runs:
         raise UsageError("Name one run folder or more.")
+    if cells is not None and cells < len(runs):
+        raise UsageError(f"{cells} cells are fewer than the {len(runs)} runs; ask for one of each, at least.")
     dataset = read_dataset(data, known_groups)
-    tables, leaks, met = [], [], set()
+    tables, leaks, met, of = [], [], set(), 0
     for run in runs:
         model = load_model_file(run / MODEL_NAME)
         split = read_split(run / SPLIT_NAME)
@@ -87,7 +93,10 @@ def robustness(
         record_opening(
             run / SPLIT_NAME, split_hash(split), model=weights_hash(model.network), command=command
         )
-        tables.append(answers(model, cells_of(split, dataset, "test"), progress, run.name))
+        tested = cells_of(split, dataset, "test")
+        of += len(tested)
+        asked = tested if cells is None else _whole_groups(tested, cells / len(runs))
+        tables.append(answers(model, asked, progress, run.name))
     table = pd.concat(tables, ignore_index=True)
     twice = table.duplicated(["path", "corruption", "severity"])
     if twice.any():
@@ -100,6 +109,7 @@ def robustness(
         "data": dataset.root.name,
         "runs": len(runs),
         "cells": int(table["path"].nunique()),
+        "of_cells": of,
         "groups": int(table["group"].nunique()),
         **robustness_figures(table),
         "caveats": [
@@ -116,6 +126,17 @@ def robustness(
     write_text(out / "robustness.md", robustness_page(content))
     write_json(out / "robustness.json", content)
     return content
+
+
+def _whole_groups(cells: Sequence[Cell], count: float) -> list[Cell]:
+    """Return the cells of groups drawn at random, until there are `count` or more."""
+    names = sorted({cell.group for cell in cells})
+    chosen: list[Cell] = []
+    for place in np.random.default_rng(SEED).permutation(len(names)):
+        if len(chosen) >= count:
+            break
+        chosen += [cell for cell in cells if cell.group == names[place]]
+    return chosen
 
 
 def met_in_training(model: ModelFile) -> set[str]:
@@ -207,11 +228,13 @@ def robustness_page(content: dict[str, Any]) -> str:
         for name, figures in content["corruptions"].items()
     )
     origin = content["provenance"]
+    all_asked = content["cells"] == content["of_cells"]
+    drawn = "" if all_asked else f" of {content['of_cells']:,}, drawn by whole groups,"
     return f"""# What is left of the accuracy when images are spoilt: {content["data"]}
 
 {content["notice"]}
 
-{content["cells"]:,} cells in {content["groups"]:,} groups, tested by {content["runs"]} \
+{content["cells"]:,} cells{drawn} in {content["groups"]:,} groups, tested by {content["runs"]} \
 {plural("network", content["runs"])} that saw no cell of their groups. Accuracy in percent: \
 clean {interval_text(content["clean"])}; mean over all \
 corruptions and severities {interval_text(content["mean"])}, which is \

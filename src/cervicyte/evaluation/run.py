@@ -31,7 +31,7 @@ from cervicyte.datasets.splits import (
     write_split,
 )
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
-from cervicyte.evaluation.answers import attach, fit_answers
+from cervicyte.evaluation.answers import attach, fit_answers, usual_background
 from cervicyte.evaluation.calibration import calibrated_probabilities
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
@@ -217,6 +217,7 @@ def train_and_evaluate(
         return {}
 
     model = load_model_file(out / MODEL_NAME)
+    model.metadata["background"] = usual_background(cells["train"], progress)  # `adapt` goes by it
     if calibrate:
         answers = (training, cells["train"], validation, cells["validation"])
         attach(model, *fit_answers(model, *answers, progress))
