@@ -103,9 +103,12 @@ folds-by-cell: setup ## the same split by cell, which leaks, for comparison
 	$(BIN)/cervicyte cross-validate $(SHARED)/data/sipakmed --recipe recipes/shipped.yaml --by cell --allow-leak cell \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/folds_by_cell
 
-fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev and of no cells; 20 minutes
-	$(BIN)/cervicyte robustness $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/sipakmed --out $(RUNS)/robustness
-	$(BIN)/cervicyte elsewhere $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/herlev --out $(RUNS)/elsewhere
+fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev and of no cells; an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,benchmark]'
+	$(BIN)/cervicyte robustness $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/sipakmed --cells 1000 --out $(RUNS)/robustness
+	$(BIN)/cervicyte elsewhere $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/herlev --adapt 64,200 --out $(RUNS)/elsewhere
+	$(BIN)/cervicyte elsewhere src/cervicyte/model/cervicyte.safetensors --data $(SHARED)/data/herlev --adapt 64,200 \
+	  --out $(RUNS)/elsewhere_shipped
 	$(BIN)/python benchmarks/unlike_training.py $(RUNS)/folds/seed_0/fold_0 --data $(SHARED)/data/sipakmed \
 	  --foreign $(SHARED)/data/herlev --out $(RUNS)/unlike_training.json
 

@@ -6,8 +6,8 @@
 The familiarity is fitted on the run's training part, and its thresholds on the validation part, as they would
 travel with the model. It is judged on the test part, which goes into the split's ledger, on all cells of the
 foreign data sets, and on images that show no cell, in the sizes of the test cells so that size tells nothing.
-None of these needs a download; the photographs are three only, and there is no other microscopy among them,
-but `--pictures FOLDER` takes more.
+None of these needs a download. The photographs are three, and the images of other microscopes two, which
+scikit-image brings (`pip install '.[benchmark]'`); `--pictures FOLDER` takes more.
 Other distances of features are compared on validation cells in place of test cells.
 """
 
@@ -55,6 +55,7 @@ from cervicyte.provenance import provenance, write_json
 DRAWN_SCENES = 10  # empty places on the glass that the background is cut from
 SCENE_SIDE = 640  # pixels
 AT_ONCE = 64  # images in memory
+MICROSCOPY = "other microscopy"
 NEIGHBOUR = 10  # the nearest training cell that counts, for comparison
 
 
@@ -123,6 +124,9 @@ def no_cells(cells: Sequence[Cell], seed: int) -> dict[str, tuple[str, str, Call
             read_image(Path(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))),
         ),
     }
+    microscopy = {
+        f"other microscopy: {what}": (f"scikit-image's {file}", image) for what, file, image in _microscopy()
+    }
     scenes = [draw_scene(seed, number, SCENE_SIDE, SCENE_SIDE, 0).image for number in range(DRAWN_SCENES)]
 
     def drawn(
@@ -142,8 +146,9 @@ def no_cells(cells: Sequence[Cell], seed: int) -> dict[str, tuple[str, str, Call
         )
 
     kinds = {
-        name: ("photograph", f"crops of one photograph, {source}", drawn(name, _crop_of(image)))
-        for name, (source, image) in photographs.items()
+        name: (group, f"crops of one {group}, {source}", drawn(name, _crop_of(image)))
+        for group, images in (("photograph", photographs), (MICROSCOPY, microscopy))
+        for name, (source, image) in images.items()
     }
     for name, (group, source, draw) in DRAWN.items():
         kinds[name] = (group, source, drawn(name, draw))
@@ -159,6 +164,19 @@ def no_cells(cells: Sequence[Cell], seed: int) -> dict[str, tuple[str, str, Call
             blurred(severity),
         )
     return kinds
+
+
+def _microscopy() -> list[tuple[str, str, np.ndarray]]:
+    """Return what other microscopes see, as far as scikit-image, which carries it, is installed."""
+    try:
+        from skimage import data
+    except ImportError:
+        print("scikit-image is not installed: other microscopy is left out.", file=sys.stderr)
+        return []
+    return [
+        ("tissue, immunohistochemistry", "ihc.png", data.immunohistochemistry()),
+        ("cells, transmitted light", "cell.png", np.repeat(data.cell()[:, :, np.newaxis], 3, axis=2)),
+    ]
 
 
 def _crop_of(image: np.ndarray) -> Callable[[np.random.Generator, int], np.ndarray]:
@@ -366,7 +384,7 @@ def main() -> None:
     for name, (group, source, draw) in no_cells(parts["test"], options.seed).items():
         groups[name], sources[name] = group, source
         # Crops of one photograph are one source, however many.
-        one_source = [name] * options.images if group == "photograph" else None
+        one_source = [name] * options.images if group in ("photograph", MICROSCOPY) else None
         others[name] = seen_of(model, options.images, draw, name, one_source)
 
     judged = {

@@ -181,3 +181,30 @@ def test_a_variant_alone_is_trained_and_judged_elsewhere_and_an_unknown_one_refu
     assert "Another laboratory's cells" in page
     with pytest.raises(UsageError, match="faster: is no variant"):
         ablate(cells, out, plan, only=["faster"])
+
+
+def test_flips_ask_the_same_networks_for_eight_views_and_train_none(cells, tmp_path, monkeypatch):
+    text = PLAN.replace("  slower: {learning_rate: 0.00001}", "  flips: {test_time_flips: true}")
+    trained = []
+    real = ablation.train
+
+    def noted(recipe, *rest, **options):
+        trained.append(recipe)
+        return real(recipe, *rest, **options)
+
+    monkeypatch.setattr(ablation, "train", noted)
+    plan = plan_of(tmp_path, text)
+    ablate(cells, tmp_path / "a", plan, only=["base"], keep_models=True)
+    assert len(trained) == 2
+    content = ablate(cells, tmp_path / "a", plan, only=["flips"], keep_models=True)
+    assert len(trained) == 2
+    plain, flipped = (judged_cells(tmp_path / "a" / name, plan.judged) for name in ("base", "flips"))
+    assert plain is not None
+    assert flipped is not None
+    assert list(plain["path"]) == list(flipped["path"])
+    assert (plain["confidence"] - flipped["confidence"]).abs().max() > 1e-6
+    (row,) = (one for one in content["variants"] if one["name"] == "flips")
+    assert row["run"]
+    # Without networks to take over, they are trained.
+    ablate(cells, tmp_path / "b", plan, only=["base", "flips"])
+    assert len(trained) == 6

@@ -15,12 +15,13 @@ from cervicyte.cli import app
 from cervicyte.errors import UsageError
 from cervicyte.evaluation import elsewhere as elsewhere_module
 from cervicyte.evaluation.adaptation import LARGEST_SHARE, adapted, blend_normalisation, share_of
-from cervicyte.evaluation.answers import Answerer
+from cervicyte.evaluation.answers import UNLIKE, Answerer, answered_cells
 from cervicyte.evaluation.elsewhere import elsewhere
 from cervicyte.evaluation.familiarity import distances_of, fit_familiarity, fit_spaces
 from cervicyte.evaluation.features import pooled_features
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.images.preprocessing import LARGEST_GAIN, Preprocessing
+from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.inference.adapt import warnings_of
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
@@ -47,6 +48,8 @@ def of_normalisation(network):
         name: (layer.running_mean.clone(), layer.running_var.clone())
         for name, layer in network.named_modules()
         if isinstance(layer, nn.BatchNorm2d)
+        and layer.running_mean is not None
+        and layer.running_var is not None
     }
 
 
@@ -148,7 +151,7 @@ def test_what_was_unlike_the_training_cells_is_usual_afterwards(model):
         features = pooled_features(one.network, inputs, one.preprocessing)
         statistics = np.array([image_statistics(image) for image in dark])
         said = Answerer.of(one).predictions(np.zeros((100, 3)), features, statistics)
-        return np.mean([each.unlike.kind != "familiar" for each in said])
+        return np.mean([each.verdict in UNLIKE for each in said])
 
     assert flagged(model) > 0.9
     assert flagged(adapted(model, dark)) < 0.1
@@ -270,15 +273,13 @@ def test_no_cell_is_judged_by_a_network_that_was_adapted_to_its_frame(
         shown.append({image.tobytes() for image in images})
         return adapted(model, images, **options)
 
-    real_answers = elsewhere_module._answers
-
-    def watched_answers(model, cells, images, *rest):
+    def watched_answers(model, cells, *rest):
         if "adaptation" in model.metadata:
-            judged.append({image.tobytes() for image in images})
-        return real_answers(model, cells, images, *rest)
+            judged.append({read_image(cell.path).tobytes() for cell in cells})
+        return answered_cells(model, cells, *rest)
 
     monkeypatch.setattr(elsewhere_module, "adapted", watched_adapted)
-    monkeypatch.setattr(elsewhere_module, "_answers", watched_answers)
+    monkeypatch.setattr(elsewhere_module, "answered_cells", watched_answers)
     content = elsewhere([model_path], herlev, tmp_path / "out", adapt=[4], draws=2)
     assert len(shown) == len(judged) == 4
     for adapted_to, answered in zip(shown, judged, strict=True):

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import CalibrationError, FamiliarityError
-from cervicyte.evaluation.answers import Answerer, attach
+from cervicyte.evaluation.answers import Answerer, answered_cells, attach
 from cervicyte.evaluation.calibration import Calibration, ClassThreshold
 from cervicyte.evaluation.familiarity import distances_of, fit_familiarity, fit_spaces
+from cervicyte.evaluation.tables import ANSWER_COLUMNS
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import STATISTICS
 from cervicyte.inference.classifier import Classifier
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
@@ -174,3 +179,28 @@ def test_what_does_not_fit_the_model_is_refused(familiarity):
     del model.tensors["familiarity.stage4.means"]
     with pytest.raises(FamiliarityError, match="lacks the tensor"):
         Answerer.of(model)
+
+
+def test_the_table_of_cells_says_what_each_prediction_says_and_no_more(familiarity, tmp_path):
+    torch.manual_seed(0)
+    model = ModelFile(CBAMResNet50(3).eval(), NAMES, Preprocessing(image_size=32))
+    attach(model, CALIBRATION, familiarity)
+    cells = []
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+        cells.append(Cell(path, path.name, "Metaplastic", str(number), str(number), None))
+    said = Classifier(model).predict([read_image(cell.path) for cell in cells])
+    table = answered_cells(model, cells)
+    assert list(table.columns[-3:]) == list(ANSWER_COLUMNS)
+    for row, one in zip(table.itertuples(), said, strict=True):
+        assert row.predicted_class == one.class_name
+        assert row.prediction_set == " | ".join(one.prediction_set)
+        assert row.verdict == one.verdict
+        assert one.unlike is not None
+        assert row.unlike_percentile == pytest.approx(one.unlike.unlike_percentile)
+    ready = np.stack([model.preprocessing(read_image(cell.path)) for cell in cells])
+    pd.testing.assert_frame_equal(answered_cells(model, cells, inputs=ready), table)
+    plain = ModelFile(model.network, NAMES, model.preprocessing)
+    assert not {*ANSWER_COLUMNS} & {*answered_cells(plain, cells)}

@@ -59,7 +59,7 @@ def trained(cells, tmp_path_factory):
     Returns the folder, the first fold's files with their times before the second call, and the summary.
     """
     out = tmp_path_factory.mktemp("trained")
-    predict, calls = run.logits_of, []
+    predict, calls = run.answered_cells, []
 
     def stops(*given, **options):
         calls.append(given)
@@ -68,7 +68,7 @@ def trained(cells, tmp_path_factory):
         return predict(*given, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "logits_of", stops)
+        patch.setattr(run, "answered_cells", stops)
         with pytest.raises(KeyboardInterrupt):
             cross_validate(cells, out, overrides=TINY, folds=2)
         before = {path: path.stat().st_mtime_ns for path in (out / "seed_0" / "fold_0").iterdir()}

@@ -348,7 +348,7 @@ def test_maps_of_a_batch_lie_on_the_originals_pixels_and_are_those_of_each_cell_
     )
     for n, (found, subject) in enumerate(zip(list(job.explained(subjects)), subjects, strict=True)):
         (alone,) = job.explained([subject])
-        assert found.cell.probabilities.sum() == pytest.approx(1)
+        assert sum(found.cell.said.probabilities.values()) == pytest.approx(1)
         for layer, (shown, beside) in found.cell.maps.items():
             assert shown.of == found.cell.predicted
             assert [one.of for one in beside] == [0, 1, 2]
@@ -614,5 +614,5 @@ def test_confidences_are_calibrated_as_everywhere_else(model, tmp_path):
     for method in ("grad-cam", "gates"):
         (raw,) = quick(model, [cell], tmp_path / f"raw_{method}", method=method).entries
         (entry,) = quick(tempered, [cell], tmp_path / method, method=method).entries
-        assert entry.confidence == pytest.approx(expected.confidence, abs=1e-4)
-        assert entry.confidence < raw.confidence - 0.01
+        assert entry.said.confidence == pytest.approx(expected.confidence, abs=1e-4)
+        assert entry.said.confidence < raw.said.confidence - 0.01

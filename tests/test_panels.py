@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cervicyte.evaluation.answers import Prediction
 from cervicyte.explanation import colours, panels
 from cervicyte.explanation.cam import Gates
 from cervicyte.explanation.panels import Explanation, Map, Sentence
@@ -15,7 +16,15 @@ from cervicyte.explanation.panels import Explanation, Map, Sentence
 CLASSES = ("Dyskeratotic", "Parabasal", "a class with a name that is far too long for its place <c> & d")
 
 
-def explanation(size=(50, 80), classes=CLASSES, true_class="Parabasal", against=None, **options):
+def said_of(classes, probabilities, verdict="answer"):
+    of = dict(zip(classes, map(float, probabilities), strict=True))
+    best = max(of, key=lambda name: of[name])
+    return Prediction(best, of[best], of, verdict=verdict)
+
+
+def explanation(
+    size=(50, 80), classes=CLASSES, true_class="Parabasal", against=None, verdict="answer", **options
+):
     """A cell of noise whose maps grow with the index of the class; the second class is predicted."""
     rng = np.random.default_rng(0)
     probabilities = np.array([0.2, 0.7, *[0.1 / (len(classes) - 2)] * (len(classes) - 2)])
@@ -31,7 +40,7 @@ def explanation(size=(50, 80), classes=CLASSES, true_class="Parabasal", against=
         true_class,
         image,
         classes,
-        probabilities,
+        said_of(classes, probabilities, verdict),
         {"cbam4": (shown, tuple(maps))},
         {"cbam4": max(float(one.values.max()) for one in maps)},
         {"cbam4": max(float(np.abs(one.signed).max()) for one in maps)},
@@ -146,8 +155,18 @@ def test_a_contrast_shows_both_sides_and_names_them(drawn):
     assert "what speaks for Parabasal (yellow)" in what.text
 
 
+def test_doubt_takes_a_line_of_its_own():
+    sure, unsure = (
+        panels.panel_of_cell(explanation(verdict=one), "HiResCAM") for one in ("answer", "uncertain")
+    )
+    assert unsure.height > sure.height
+    assert_margins_are_empty(unsure)
+
+
 def test_gates_are_shown_from_least_to_most_and_an_even_gate_shows_nothing(drawn):
-    cell = Explanation("x.png", None, np.full((40, 60, 3), 200, np.uint8), CLASSES, np.array([0.2, 0.7, 0.1]))
+    cell = Explanation(
+        "x.png", None, np.full((40, 60, 3), 200, np.uint8), CLASSES, said_of(CLASSES, (0.2, 0.7, 0.1))
+    )
     even = Gates(torch.full((7, 7), 0.5), torch.full((64,), 0.5))
     looking = Gates(torch.linspace(0.2, 0.8, 49).reshape(7, 7), torch.linspace(1, 0, 64))
     laid = np.tile(np.linspace(0.2, 0.8, 60, dtype=np.float32), (40, 1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ from cervicyte.evaluation.tables import read_predictions, write_table
 from cervicyte.metrics import Statistic
 from cervicyte.network.model_file import load_model_file
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
-from cervicyte.training.loop import CHECKPOINT_NAME, MODEL_NAME, train
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
+from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, train
 from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
 
+FLIPS = "test_time_flips"
 BASE = "base"
 JUDGED_NAME = "judged_predictions.csv"
 ABOUT_NAME = "about.json"  # of one training; written last
@@ -59,12 +61,14 @@ class Plan:
         recipes: name -> resolved recipe; the first is the base.
         changes: name -> what differs from the base, dotted keys.
         outer_fold, outer_folds, seed: the split whose test part stays closed.
+        flipped: names of variants whose networks are asked for all eight views of each cell.
         inner_folds: into how many parts the rest is divided.
         judged: which of them are judged, each by a training of its own.
     """
 
     recipes: dict[str, Recipe]
     changes: dict[str, dict[str, Any]]
+    flipped: frozenset[str] = frozenset()
     outer_folds: int = 5
     outer_fold: int = 0
     seed: int = 0
@@ -73,7 +77,8 @@ class Plan:
 
 
 def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
-    """Read a plan: YAML with `base` (a recipe), `variants` (name -> changes, dotted keys) and, if the
+    """Read a plan: YAML with `base` (a recipe), `variants` (name -> changes, dotted keys, or
+    `test_time_flips: true`, which asks networks differently and trains them alike) and, if the
     defaults of `Plan` will not do, `outer_folds`, `outer_fold`, `seed`, `inner_folds`, `judged`.
 
     Args:
@@ -87,7 +92,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as a plan; check the path and the YAML.") from error
-    numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes"}
+    numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes", "flipped"}
     if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
         raise RecipeError(f"{path}: a plan has `base`, a recipe, and `variants`, a list of `name: changes`.")
     unknown = sorted(set(content) - numbers - {"base", "variants"})
@@ -104,7 +109,9 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     for name, change in content["variants"].items():
         changes[str(name)] = _flat(change or {})
     recipes = {}
-    for name, change in changes.items():
+    flipped = frozenset(name for name, change in changes.items() if change.get(FLIPS))
+    for name, listed in changes.items():
+        change = {key: value for key, value in listed.items() if key != FLIPS}
         try:
             # Of the judged cells nothing may be learnt, not even when to stop.
             recipes[name] = read_recipe(
@@ -114,7 +121,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             raise RecipeError(f"{path}, variant {name}: {error}") from error
     if len({_folder_name(name) for name in recipes}) < len(recipes):
         raise RecipeError(f"{path}: two variants' names differ in signs alone; name them apart.")
-    return Plan(recipes, changes, **stated)
+    return Plan(recipes, changes, flipped, **stated)
 
 
 def ablate(
@@ -170,12 +177,29 @@ def ablate(
         for fold, split in inner.items():
             progress.say(f"{name}, inner fold {fold}")
             folder = out / _folder_name(name) / f"inner_{fold}"
-            _train_and_judge(rest, split, recipe, folder, foreign, keep_models, command, progress)
+            if name in plan.flipped and not (folder / MODEL_NAME).is_file():
+                _take_over(recipe, plan, out, fold, folder)
+            _train_and_judge(
+                rest, split, recipe, folder, foreign, keep_models, name in plan.flipped, command, progress
+            )
         content = summary_of(out, plan, dataset, rest, outer_hash, command)
         write_table(_flat_table(content), out / "ablation.csv")
         write_text(out / "ablation.md", ablation_page(content))
         write_json(out / "ablation.json", content)
     return content
+
+
+def _take_over(recipe: Recipe, plan: Plan, out: Path, fold: int, folder: Path) -> None:
+    """Copy the network of a variant of the same recipe into `folder`, if one was kept; it is asked anew."""
+    for name, other in plan.recipes.items():
+        there = out / _folder_name(name) / f"inner_{fold}"
+        finished = (there / ABOUT_NAME).is_file() and (there / MODEL_NAME).is_file()
+        if other == recipe and finished and there != folder and read_recipe(there / RECIPE_NAME) == recipe:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in (MODEL_NAME, HISTORY_NAME):
+                with written_atomically(folder / file) as partial:
+                    shutil.copyfile(there / file, partial)
+            return
 
 
 def closed_test_part(dataset: CellDataset, plan: Plan) -> tuple[CellDataset, str]:
@@ -193,6 +217,7 @@ def _train_and_judge(
     folder: Path,
     foreign: CellDataset | None,
     keep_models: bool,
+    flips: bool,
     command: str | None,
     progress: Progress,
 ) -> None:
@@ -209,12 +234,15 @@ def _train_and_judge(
         labelled_images(cells, dataset.classes, recipe.preprocessing, progress, part)
         for cells, part in ((shown, "training"), (judged, "judged"))
     )
-    history = train(recipe, training, judging, dataset.classes, folder, resume=True, progress=progress)
+    if (folder / MODEL_NAME).is_file() and not (folder / CHECKPOINT_NAME).is_file():
+        history = pd.read_csv(folder / HISTORY_NAME)  # trained, or taken over
+    else:
+        history = train(recipe, training, judging, dataset.classes, folder, resume=True, progress=progress)
     model = load_model_file(folder / MODEL_NAME)
-    probabilities = softmax(logits_of(model, judging.images, progress))
+    probabilities = softmax(logits_of(model, judging.images, progress, flips=flips))
     labels = [cell.label for cell in judged]
     write_table(predictions_table(judged, labels, probabilities, dataset.classes), folder / JUDGED_NAME)
-    if foreign is not None:
+    if foreign is not None and not flips:
         ask_elsewhere(model, foreign.cells, folder, progress)
     write_json(
         folder / ABOUT_NAME,

@@ -8,10 +8,12 @@ that did not train the network, and `attach` puts them into the model, in whose 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from cervicyte.datasets.layouts import Cell
 from cervicyte.evaluation.calibration import Calibration, calibration_of, fit_calibration
@@ -23,14 +25,18 @@ from cervicyte.evaluation.familiarity import (
     fit_spaces,
 )
 from cervicyte.evaluation.features import logits_of_means, pooled_features
-from cervicyte.evaluation.predictions import predictions_table, softmax
+from cervicyte.evaluation.prediction_sets import SEPARATOR
+from cervicyte.evaluation.predictions import BATCH, predictions_table, softmax
+from cervicyte.evaluation.tables import ANSWER_COLUMNS
 from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
+from cervicyte.training.cells import READING_THREADS
 from cervicyte.training.loop import LabelledImages
 
 Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
+UNLIKE: tuple[Verdict, ...] = ("unlike_training", "not_a_cell")
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,14 @@ class Prediction:
     unlike: Judgement | None = None
 
     @property
+    def doubt(self) -> str | None:
+        """The sentence, where it says more than the class."""
+        return None if self.verdict == "answer" else self.sentence
+
+    @property
     def sentence(self) -> str:
         """The verdict in plain words, such as "Uncertain between Koilocytotic and Metaplastic"."""
-        if self.unlike is not None and self.verdict in ("unlike_training", "not_a_cell"):
+        if self.unlike is not None and self.verdict in UNLIKE:
             begin = {
                 "not_a_cell": "This does not look like a single cervical cell",
                 "unlike_training": "Unlike the cells that this model was trained on",
@@ -167,6 +178,85 @@ class Answerer:
             verdict,
             unlike,
         )
+
+
+# --- asking ------------------------------------------------------------------------------------
+
+
+def answers_for(
+    model: ModelFile, answerer: Answerer, images: Sequence[np.ndarray], inputs: np.ndarray
+) -> list[Prediction]:
+    """Return one prediction an image of a batch.
+
+    Args:
+        model: is asked.
+        answerer: `Answerer.of(model)`.
+        images: as they were read, uint8 [H, W, 3] each; looked at only if the model knows what is usual.
+        inputs: the same, preprocessed, uint8 [N, S, S, 3].
+    """
+    features = pooled_features(model.network, inputs, model.preprocessing)
+    logits = logits_of_means(model.network, features["stage4"])
+    asked_for = images if answerer.familiarity is not None else ()
+    statistics = np.array([image_statistics(image) for image in asked_for])
+    return answerer.predictions(logits, features, statistics)
+
+
+def answered_cells(
+    model: ModelFile,
+    cells: Sequence[Cell],
+    true_classes: Sequence[str] | None = None,
+    progress: Progress = SILENT,
+    title: str = "Classifying",
+    inputs: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Return one row a cell: see `predictions_table`, and `ANSWER_COLUMNS` of what the model can say.
+
+    Args:
+        model: carries the preprocessing that the images go through, and what it answers by.
+        cells: in the order of the rows.
+        true_classes: in the model's names, where the data set's labels are others.
+        progress: is told of every batch.
+        title: of the progress.
+        inputs: the cells' images, preprocessed, where they are at hand: uint8 [N, S, S, 3].
+
+    Raises:
+        ImageError: a file cannot be read; the text names it.
+        CalibrationError, FamiliarityError: what the model answers by is damaged.
+    """
+    answerer = Answerer.of(model)
+    answers: list[Prediction] = []
+    progress.start(title, len(cells))
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        for start in range(0, len(cells), BATCH):
+            paths = [cell.path for cell in cells[start : start + BATCH]]
+            images: list[np.ndarray] = []
+            if inputs is None or answerer.familiarity is not None:
+                images = list(threads.map(read_image, paths))
+            if inputs is None:
+                batch = np.stack(list(threads.map(model.preprocessing, images)))
+            else:
+                batch = inputs[start : start + BATCH]
+            answers += answers_for(model, answerer, images, batch)
+            progress.advance(len(paths))
+    progress.close()
+    truth = [cell.label for cell in cells] if true_classes is None else true_classes
+    probabilities = np.array([list(one.probabilities.values()) for one in answers])
+    probabilities = probabilities.reshape(len(answers), len(model.class_names))
+    table = predictions_table(cells, truth, probabilities, model.class_names)
+    said: dict[str, list[Any]] = {
+        "prediction_set": [SEPARATOR.join(one.prediction_set) for one in answers],
+        "unlike_percentile": [one.unlike.unlike_percentile if one.unlike else None for one in answers],
+        "verdict": [one.verdict for one in answers],
+    }
+    known = {
+        "prediction_set": answerer.calibration is not None,
+        "unlike_percentile": answerer.familiarity is not None,
+        "verdict": answerer.calibration is not None or answerer.familiarity is not None,
+    }
+    for name in ANSWER_COLUMNS:
+        if known[name]:
+            table[name] = said[name]
+    return table
 
 
 # --- fitting ---------------------------------------------------------------------------------------

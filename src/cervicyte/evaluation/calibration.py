@@ -181,12 +181,6 @@ def calibration_of(model: ModelFile) -> Calibration | None:
     return calibration
 
 
-def calibrated_probabilities(model: ModelFile, logits: np.ndarray) -> np.ndarray:
-    """Return probabilities [N, C] for logits [N, C], calibrated if the model carries a calibration."""
-    raw, calibration = softmax(logits.astype(np.float64), axis=-1), calibration_of(model)
-    return np.asarray(raw if calibration is None else calibration.apply(raw))
-
-
 # --- fitting -------------------------------------------------------------------------------------
 
 

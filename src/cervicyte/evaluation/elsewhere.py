@@ -22,15 +22,13 @@ from cervicyte.datasets.classes import grouping_of
 from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.errors import DatasetError, UsageError
 from cervicyte.evaluation.adaptation import adapted, share_of
-from cervicyte.evaluation.answers import Answerer
+from cervicyte.evaluation.answers import UNLIKE, answered_cells
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text
-from cervicyte.evaluation.features import logits_of_means, pooled_features
-from cervicyte.evaluation.predictions import predict_cells, predictions_table
+from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.run import NOT_PATIENTS, refuse_seen, weights_hash
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.reader import read_image
-from cervicyte.images.statistics import image_statistics
 from cervicyte.metrics import Statistic
 from cervicyte.network.model_file import ModelFile, load_model_file
 from cervicyte.pages import plural
@@ -86,14 +84,14 @@ def elsewhere(
             f"{data}: half of its groups have {fewest} images, so that no network can be adapted to "
             f"{max(adapt)} and judged on others; adapt to fewer."
         )
-    pictures = _read(dataset.cells, progress)
+    pictures = _read(dataset.cells, progress) if adapt else []
     after: dict[int, list[pd.DataFrame]] = {count: [] for count in adapt}
     tables, hashes = [], []
     for path in models:
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
         _check_groupings(model.class_names, path)
         refuse_seen(model, dataset.cells, data, False, "take other cells, or")
-        table = _answers(model, dataset.cells, pictures, progress, path.name)
+        table = answered_cells(model, dataset.cells, None, progress, path.name)
         table.insert(0, "model", path.name)
         tables.append(table)
         hashes.append(weights_hash(model.network))
@@ -162,46 +160,23 @@ def _adapted_answers(
     for own, others in (halves, halves[::-1]):
         chosen = np.random.default_rng(count).permutation(others)[:count]
         new = adapted(model, [pictures[place] for place in chosen], white_point=white_point)
-        tables.append(
-            _answers(
-                new, [cells[place] for place in own], [pictures[place] for place in own], progress, title
-            )
-        )
+        tables.append(answered_cells(new, [cells[place] for place in own], None, progress, title))
     order = np.argsort(np.concatenate(halves), kind="stable")
     return pd.concat(tables, ignore_index=True).iloc[order].reset_index(drop=True)
 
 
-def _answers(
-    model: ModelFile,
-    cells: Sequence[Cell],
-    pictures: Sequence[np.ndarray],
-    progress: Progress,
-    title: str,
-) -> pd.DataFrame:
-    """Return one row a cell, see `predictions_table`, with whether it is flagged as unlike the training cells
-    and the size of its prediction set, as far as the model can say.
-    """
-    answerer = Answerer.of(model)
-    inputs = np.stack([model.preprocessing(picture) for picture in pictures])
-    features = pooled_features(model.network, inputs, model.preprocessing, progress, title)
-    logits = logits_of_means(model.network, features["stage4"])
-    asked_for = pictures if answerer.familiarity is not None else ()
-    statistics = np.array([image_statistics(picture) for picture in asked_for])
-    answers = answerer.predictions(logits, features, statistics)
-    probabilities = np.array([list(one.probabilities.values()) for one in answers])
-    table = predictions_table(cells, [cell.label for cell in cells], probabilities, model.class_names)
-    table["flagged"] = [
-        float("nan") if one.unlike is None else float(one.unlike.kind != "familiar") for one in answers
-    ]
-    table["set_size"] = [len(one.prediction_set) or float("nan") for one in answers]
-    return table
-
-
 def _doubt(tables: Sequence[pd.DataFrame]) -> dict[str, float | None]:
     """Return the share of cells that is flagged and the mean size of the sets, over those who can say."""
-    everything = pd.concat(tables, ignore_index=True)
-    known = {name: everything[name].dropna().astype(float) for name in ("flagged", "set_size")}
-    return {name: float(values.mean()) if len(values) else None for name, values in known.items()}
+    flags = [table["verdict"].isin(UNLIKE).mean() for table in tables if "unlike_percentile" in table]
+    sizes = [
+        table["prediction_set"].map(lambda names: len(names.split(SEPARATOR))).mean()
+        for table in tables
+        if "prediction_set" in table
+    ]
+    return {
+        "flagged": float(np.mean(flags)) if flags else None,
+        "set_size": float(np.mean(sizes)) if sizes else None,
+    }
 
 
 def _read(cells: Sequence[Cell], progress: Progress) -> list[np.ndarray]:
@@ -225,7 +200,7 @@ def _differences(
 
 def ask_elsewhere(model: ModelFile, cells: Sequence[Cell], out: Path, progress: Progress = SILENT) -> None:
     """Write what one model says of another laboratory's cells into `out`."""
-    write_table(predict_cells(model, cells, progress=progress), out / ANSWERS_NAME)
+    write_table(answered_cells(model, cells, None, progress), out / ANSWERS_NAME)
 
 
 def elsewhere_figures(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, float | None]]:

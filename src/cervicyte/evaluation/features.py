@@ -33,7 +33,7 @@ def stage_means(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:
     return means
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode, the weights that it moves could not be differentiated later
 def pooled_features(
     network: CBAMResNet50,
     images: np.ndarray,
@@ -65,7 +65,7 @@ def pooled_features(
     return {stage: np.concatenate(batches) for stage, batches in features.items()}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits_of_means(network: CBAMResNet50, means: np.ndarray) -> np.ndarray:
     """Return the logits, float32 [N, classes], for means over the last activations, float32 [N, 2048]."""
     device = next(network.parameters()).device

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from cervicyte.datasets.layouts import Cell
-from cervicyte.evaluation.calibration import calibrated_probabilities
 from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
-from cervicyte.training.cells import load_cells, normalised
+from cervicyte.training.cells import normalised
 
 BATCH = 32
 
@@ -60,31 +59,6 @@ def _together(answers: Sequence[Tensor]) -> Tensor:
     if len(answers) == 1:
         return answers[0]
     return torch.stack([log_softmax(answer, 1) for answer in answers]).logsumexp(0) - math.log(len(answers))
-
-
-def predict_cells(
-    model: ModelFile,
-    cells: Sequence[Cell],
-    true_classes: Sequence[str] | None = None,
-    progress: Progress = SILENT,
-) -> pd.DataFrame:
-    """Return one row a cell: path, group, true_class, predicted_class, confidence, p_<class> ….
-
-    The probabilities are calibrated if the model carries a calibration.
-
-    Args:
-        model: carries the preprocessing that the images go through.
-        cells: in the order of the rows.
-        true_classes: in the model's names, where the data set's labels are others.
-        progress: is told of every batch.
-
-    Raises:
-        ImageError: a file cannot be read; the text names it.
-    """
-    images = load_cells(cells, model.preprocessing, progress, "Reading cells to classify")
-    probabilities = calibrated_probabilities(model, logits_of(model, images, progress))
-    truth = [cell.label for cell in cells] if true_classes is None else true_classes
-    return predictions_table(cells, truth, probabilities, model.class_names)
 
 
 def predictions_table(

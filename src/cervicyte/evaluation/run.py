@@ -31,11 +31,9 @@ from cervicyte.datasets.splits import (
     write_split,
 )
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
-from cervicyte.evaluation.answers import attach, fit_answers, usual_background
-from cervicyte.evaluation.calibration import calibrated_probabilities
+from cervicyte.evaluation.answers import answered_cells, attach, fit_answers, usual_background
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
-from cervicyte.evaluation.predictions import logits_of, predict_cells, predictions_table
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
@@ -227,9 +225,7 @@ def train_and_evaluate(
         model=weights_hash(model.network),
         command=command,
     )
-    probabilities = calibrated_probabilities(model, logits_of(model, test.images, progress))
-    labels = [cell.label for cell in cells["test"]]
-    predictions = predictions_table(cells["test"], labels, probabilities, class_names)
+    predictions = answered_cells(model, cells["test"], None, progress, inputs=test.images)
     context = {
         "title": f"{dataset.known or dataset.root.name}: test part",
         "data": dataset.root.name,
@@ -375,7 +371,7 @@ def evaluate_model(
         opened = record_opening(
             split_file, split_hash(split), model=weights_hash(model.network), command=command
         )
-    predictions = predict_cells(model, cells, true_classes, progress)
+    predictions = answered_cells(model, cells, true_classes, progress)
     context = {
         "title": f"{dataset.known or dataset.root.name}: {part + ' part' if split_file else 'all cells'}",
         "data": dataset.root.name,

@@ -19,6 +19,8 @@ from cervicyte.provenance import write_text
 
 PREDICTIONS_NAME = "test_predictions.csv"
 FIRST_COLUMNS = ("path", "group", "true_class", "predicted_class", "confidence")
+ANSWER_COLUMNS = ("prediction_set", "unlike_percentile", "verdict")
+"""Stand last, where the model that answered can say so."""
 OVERALL_METRICS = (
     "accuracy",
     "balanced_accuracy",
@@ -204,7 +206,7 @@ def read_predictions(run: Path) -> pd.DataFrame:
             StringIO(text), keep_default_na=False, dtype=dict.fromkeys(FIRST_COLUMNS[:4], str)
         )
         missing = {*FIRST_COLUMNS} - {*table.columns}
-        scores = table.columns.drop(list(FIRST_COLUMNS), errors="ignore")
+        scores = table.columns.drop([*FIRST_COLUMNS, *ANSWER_COLUMNS], errors="ignore")
         if missing or not all(name.startswith("p_") for name in scores):
             raise ValueError("wrong columns")
         return table.astype(dict.fromkeys(["confidence", *scores], float))

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from cervicyte import __version__
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, UsageError
-from cervicyte.evaluation.calibration import calibrated_probabilities
+from cervicyte.evaluation.answers import Answerer, answers_for
 from cervicyte.evaluation.run import note_on_unknown_training
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
@@ -256,6 +256,10 @@ class MapJob:
     with_verdicts: bool
     unexplained: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Read what the model answers by."""
+        self.answerer = Answerer.of(self.model)
+
     @property
     def title(self) -> str:
         """The method's name as its paper writes it."""
@@ -304,16 +308,14 @@ class MapJob:
         self.unexplained = max(self.unexplained, left_over)
         pairs = {one: torch.stack(cam.contrasted(found.logits, one), 1).tolist() for one in contrasts}
         logits = found.logits.float().cpu().numpy()
-        probabilities = calibrated_probabilities(self.model, logits)
+        said = answers_for(self.model, self.answerer, images, inputs)
         formula = cam.method_named(self.method)
         raw: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for layer in self.layers:
             both = found.activations[layer], found.gradients[layer]
             raw[layer] = formula.maps(*both).cpu().numpy(), formula.signed_maps(*both).cpu().numpy()
         for n, (subject, image) in enumerate(zip(subjects, images, strict=True)):
-            cell = Explanation(
-                subject.name, subject.true_class, image, names, probabilities[n], seen=subject.seen
-            )
+            cell = Explanation(subject.name, subject.true_class, image, names, said[n], seen=subject.seen)
             asked = _asked(
                 self.targets, cell.predicted, contrasts, {c: pairs[c][n] for c in contrasts}, names
             )
@@ -468,18 +470,16 @@ class GateJob:
         """Show the gates of one batch."""
         preprocessing = self.model.preprocessing
         images = [read_image(subject.path) for subject in subjects]
-        batch = network_input(self.model, np.stack([preprocessing(image) for image in images]))
-        gates = cam.cbam_gates(self.model.network, batch)
-        with torch.no_grad():
-            logits = self.model.network(batch)
-        probabilities = calibrated_probabilities(self.model, logits.float().cpu().numpy())
+        inputs = np.stack([preprocessing(image) for image in images])
+        gates = cam.cbam_gates(self.model.network, network_input(self.model, inputs))
+        said = answers_for(self.model, Answerer.of(self.model), images, inputs)
         for n, (subject, image) in enumerate(zip(subjects, images, strict=True)):
             cell = Explanation(
                 subject.name,
                 subject.true_class,
                 image,
                 self.model.class_names,
-                probabilities[n],
+                said[n],
                 seen=subject.seen,
             )
             own = {layer: Gates(gates[layer].spatial[n], gates[layer].channel[n]) for layer in self.layers}
@@ -635,7 +635,6 @@ def _entry_of(cell: Explanation) -> Entry:
     return Entry(
         cell.name,
         cell.true_class,
-        cell.class_names[cell.predicted],
-        float(cell.probabilities[cell.predicted]),
+        cell.said,
         cell.seen,
     )

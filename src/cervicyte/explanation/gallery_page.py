@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cervicyte import __version__
+from cervicyte.evaluation.answers import Prediction
 from cervicyte.explanation.panels import padding_sentence, percent
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.pages import bullets, page_of, plural
@@ -59,14 +60,18 @@ class Entry:
 
     name: str
     true_class: str | None
-    predicted_class: str
-    confidence: float
+    said: Prediction
     seen_in_training: bool
     question: str = ""
     on_padding: dict[str, float] = field(default_factory=dict)
     verdicts: list[Judged] = field(default_factory=list)  # first of the map shown by itself
     panels: list[tuple[str, str]] = field(default_factory=list)  # (file, what it shows)
     arrays: list[str] = field(default_factory=list)
+
+    @property
+    def predicted_class(self) -> str:
+        """The class with the highest probability."""
+        return self.said.class_name
 
     @property
     def class_name(self) -> str:
@@ -79,7 +84,10 @@ class Entry:
             "name": self.name,
             "true_class": self.true_class,
             "predicted_class": self.predicted_class,
-            "confidence": round(self.confidence, 6),
+            "confidence": round(self.said.confidence, 6),
+            "prediction_set": list(self.said.prediction_set),
+            "unlike_percentile": self.said.unlike and round(self.said.unlike.unlike_percentile, 2),
+            "verdict": self.said.verdict,
             "seen_in_training": self.seen_in_training,
             "question": self.question,
             "share_on_padding": {layer: round(share, 4) for layer, share in self.on_padding.items()},
@@ -137,7 +145,7 @@ def gallery_page(
 
 def _entry_html(entry: Entry, class_names: Sequence[str], title: str) -> Iterator[str]:
     write = html.escape
-    said = f"Predicted {entry.predicted_class}, confidence {percent(entry.confidence)}"
+    said = f"Predicted {entry.predicted_class}, confidence {percent(entry.said.confidence)}"
     yield f"<h3>{write(entry.name)}</h3>"
     if entry.true_class is None:
         truth = "true class unknown"
@@ -149,6 +157,8 @@ def _entry_html(entry: Entry, class_names: Sequence[str], title: str) -> Iterato
         truth = f"true class {write(entry.true_class)}, none of the model's"
     seen = " <strong>This cell took part in training.</strong>" if entry.seen_in_training else ""
     yield f"<p>{write(said)}; {truth}.{seen}</p>"
+    if entry.said.doubt:
+        yield f"<p><strong>{write(entry.said.doubt)}</strong></p>"
     if entry.verdicts:
         yield f"<ul class=verdicts>{''.join(map(_verdict_html, entry.verdicts))}</ul>"
     if entry.on_padding:

@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cervicyte.evaluation.answers import Prediction
 from cervicyte.explanation.cam import Gates
 from cervicyte.explanation.colours import DEFAULT_COLOURS, alone, overlay, strong_colour
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -84,7 +85,7 @@ class Explanation:
         true_class: None if unknown.
         image: uint8 [H, W, 3], RGB.
         class_names: of the model, in order.
-        probabilities: float [C].
+        said: what the model says of it.
         maps: layer -> the map shown by itself, then those shown side by side.
         highest: layer -> the highest value of any class of the model in this cell.
         largest: layer -> the largest signed value, of either sign, of any class or map shown.
@@ -96,7 +97,7 @@ class Explanation:
     true_class: str | None
     image: np.ndarray
     class_names: tuple[str, ...]
-    probabilities: np.ndarray
+    said: Prediction
     maps: dict[str, tuple[Map, tuple[Map, ...]]] = field(default_factory=dict)
     highest: dict[str, float] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Explanation:
     @property
     def predicted(self) -> int:
         """Index of the class with the highest probability."""
-        return int(self.probabilities.argmax())
+        return self.class_names.index(self.said.class_name)
 
     def question(self, shown: Map) -> str:
         """Return what a map answers: a class, or one class and not another."""
@@ -277,7 +278,7 @@ def _at(layer: str, shown: Map) -> str:
 def _with_confidence(cell: Explanation, shown: Map) -> str:
     if shown.against is not None:
         return f"Why {cell.question(shown)}?"
-    return f"{cell.class_names[shown.of]}, {percent(cell.probabilities[shown.of])}"
+    return f"{cell.class_names[shown.of]}, {percent(cell.said.probabilities[cell.class_names[shown.of]])}"
 
 
 def _only_what_speaks_for(name: str, colours: str) -> str:
@@ -353,11 +354,13 @@ def _panel(cell: Explanation, what: str, rows: Sequence[Row], bar: Bar) -> Image
         (text, font, ink, height)
         for whole, font, ink, height in (
             (cell.name, name_font, INK, px(28)),
-            (f"Predicted: {predicted}, confidence {percent(cell.probabilities.max())}", plain, INK, line),
+            (f"Predicted: {predicted}, confidence {percent(cell.said.confidence)}", plain, INK, line),
+            (cell.said.doubt or "", plain, RED, line),
             (truth, plain, ink, line),
             (what, plain, GREY, line),
             ("This cell took part in training: its map says nothing of new cells.", plain, RED, line),
-        )[: None if cell.seen else 4]
+        )[: None if cell.seen else 5]
+        if whole
         for text in _wrapped(whole, font, inner)
     ]
     titles = [[_wrapped(tile.title, bold, side) if tile.title else [] for tile in row.tiles] for row in rows]
