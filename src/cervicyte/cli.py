@@ -157,6 +157,14 @@ def train(
     out: Annotated[Path, typer.Option(help="The run folder.")] = DEFAULT_RUN,
     recipe: Recipe = None,
     set_: Settings = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Start from this model instead of a backbone; `shipped`: the one that ships with Cervicyte.",
+        ),
+    ] = None,
     backbone: Backbone = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cells, at most.")] = None,
@@ -179,6 +187,7 @@ def train(
 
     overrides = dict(parse_override(text) for text in set_ or ())
     named = {
+        "parent": from_,
         "backbone": backbone,
         "preprocessing.image_size": image_size,
         "epochs": epochs,

@@ -40,6 +40,7 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
 from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, train
 from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
+from cervicyte.training.start import refuse_few_cells
 
 FLIPS = "test_time_flips"
 BASE = "base"
@@ -171,6 +172,8 @@ def ablate(
         fold: make_split(rest, folds=plan.inner_folds, fold=fold, seed=plan.seed) for fold in plan.judged
     }
     content: dict[str, Any] = {}
+    for recipe in plan.recipes.values():
+        refuse_few_cells(recipe, "An ablation compares trainings")
     for name, recipe in plan.recipes.items():
         if only and name not in only:
             continue

@@ -53,6 +53,7 @@ from cervicyte.evaluation.run import (
     SplitChoice,
     caveats_of,
     picture_reader,
+    read_metrics,
     train_and_evaluate,
 )
 from cervicyte.evaluation.tables import PREDICTIONS_NAME, read_predictions, write_table
@@ -68,8 +69,8 @@ from cervicyte.provenance import (
     write_text,
     written_atomically,
 )
-from cervicyte.training.loop import HISTORY_NAME
-from cervicyte.training.recipe import Recipe, read_recipe
+from cervicyte.training.recipe import NO_PARENT, Recipe, read_recipe
+from cervicyte.training.start import load_parent, with_parents_settings
 
 TABLE_NAME = "cross_validation.csv"
 SUMMARY_NAME = "cross_validation.json"
@@ -147,7 +148,9 @@ def cross_validate(
             f"{data}: has train and test parts of its own, which folds would mix; give its cells without "
             "parts, or use train."
         )
-    recipes = {seed: read_recipe(recipe_file, {**overrides, "seed": seed}) for seed in seeds}
+    stated = {seed: read_recipe(recipe_file, {**overrides, "seed": seed}) for seed in seeds}
+    parent = load_parent(stated[seeds[0]])
+    recipes = {seed: with_parents_settings(recipe, parent) for seed, recipe in stated.items()}
     splits: dict[tuple[int, int], pd.DataFrame] = {}
     field_of = {cell.name: cell.field for cell in dataset.cells}
     for seed in seeds:
@@ -545,14 +548,19 @@ def _openings_of_all(out: Path, splits: Mapping[tuple[int, int], pd.DataFrame]) 
 def _minutes(out: Path, splits: Mapping[tuple[int, int], pd.DataFrame]) -> list[float]:
     """Return how long the training of each fold took, minutes."""
     return [
-        round(float(pd.read_csv(fold_folder(out, seed, fold) / HISTORY_NAME)["seconds"].sum()) / 60, 1)
+        float(read_metrics(fold_folder(out, seed, fold))["context"]["training_minutes"])
         for seed, fold in splits
     ]
 
 
 def _facts_of_model(recipe: Recipe, frozen: bool) -> dict[str, Any]:
     return {
-        "kind": "logistic regression on 2,048 frozen ResNet-50 features" if frozen else "fine-tuned network",
+        "kind": "logistic regression on 2,048 frozen ResNet-50 features"
+        if frozen
+        else "logistic regression on a frozen network's features"
+        if recipe.classifier == "logistic"
+        else "fine-tuned network",
+        **({} if recipe.parent == NO_PARENT else {"started_from": Path(recipe.parent).name}),
         "backbone": Path(recipe.backbone).name,
         "image_size": recipe.preprocessing.image_size,
         "preprocessing": recipe.preprocessing.fingerprint(),

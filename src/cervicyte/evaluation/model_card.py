@@ -110,6 +110,8 @@ def _training(model: ModelFile, about: Metadata) -> Iterable[str]:
     yield _facts(
         {
             "backbone": about.backbone,
+            "started_from": {key: about.parent.get(key) for key in ("file", "sha256", "data")},
+            "classifier": about.classifier,
             "placement": model.network.placement,
             **{key: about.recipe[key] for key in OF_THE_RECIPE if key in about.recipe},
             "epoch_that_was_kept": model.epoch or None,

@@ -31,6 +31,7 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, sha256_of_file, write_text
 from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, LabelledImages, train
 from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
+from cervicyte.training.start import refuse_few_cells
 
 RELEASED_NAME = f"model{SAFETENSORS}"
 CARD_NAME = "model_card.md"
@@ -78,6 +79,7 @@ def release(
     calibration = read_calibration(folds)
     overrides = {"keep": "last"} | ({} if backbone is None else {"backbone": backbone})
     recipe = read_recipe(None, {**summary["recipe"], **overrides})
+    refuse_few_cells(recipe, "A release is the training")
     begun = out / RECIPE_NAME
     if begun.is_file() and read_recipe(begun) != recipe:
         raise RunFolderError(f"{out}: was begun with another recipe; choose another folder with --out.")

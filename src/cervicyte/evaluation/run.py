@@ -31,15 +31,14 @@ from cervicyte.datasets.splits import (
     write_split,
 )
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
-from cervicyte.evaluation.answers import answered_cells, attach, fit_answers, usual_background
+from cervicyte.evaluation.answers import Answerer, answered_cells, attach, fit_answers, usual_background
+from cervicyte.evaluation.frozen_network import fit_classifier
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
-from cervicyte.network.backbone import load_backbone
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
-from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import sha256_of_file
 from cervicyte.training.cells import load_cells
@@ -51,7 +50,8 @@ from cervicyte.training.loop import (
     train,
 )
 from cervicyte.training.loss import cost_of_classes
-from cervicyte.training.recipe import Recipe, differing_keys, read_recipe, write_recipe
+from cervicyte.training.recipe import NO_PARENT, Recipe, differing_keys, read_recipe, write_recipe
+from cervicyte.training.start import first_network, load_parent, with_parents_settings
 
 RECIPE_NAME = "recipe.yaml"
 SPLIT_NAME = "split.csv"
@@ -160,7 +160,12 @@ def train_and_evaluate(
     recipe_given = recipe_file
     if resume and recipe_file is None and (out / RECIPE_NAME).is_file():
         recipe_given = out / RECIPE_NAME
-    recipe = read_recipe(recipe_given, dict(overrides or {}))
+    stated = dict(overrides or {})
+    recipe = read_recipe(recipe_given, stated)
+    if recipe.parent != NO_PARENT and "backbone" in stated:
+        raise UsageError("--backbone and --from: a training starts from one of them; leave the other out.")
+    parent = load_parent(recipe)
+    recipe = with_parents_settings(recipe, parent)
     if processes.is_main_process:
         if resume and is_finished(out):
             _check_same_run(out, recipe, split_choice)
@@ -182,10 +187,13 @@ def train_and_evaluate(
     class_names = dataset.classes
     for part in PARTS:
         _check_classes(cells[part], class_names, part)
+    caveats = caveats_of(dataset, split)
+    if parent is not None:
+        caveats = [*_caveats_of_parent(parent, cells, data), *caveats]
     progress.say("; ".join(f"{part}: {len(cells[part])} cells" for part in PARTS))
     # All that can be wrong with the input is found before anything is trained or written.
     cost_of_classes(class_names, recipe.missed_abnormal_cost)
-    load_backbone(CBAMResNet50(len(class_names), recipe.placement), recipe.backbone)
+    first_network(recipe, class_names)
     training, validation, test = (
         labelled_images(cells[part], class_names, recipe.preprocessing, progress, part) for part in PARTS
     )
@@ -194,23 +202,34 @@ def train_and_evaluate(
         write_recipe(recipe, out / RECIPE_NAME)
         write_split(split, out / SPLIT_NAME)
     split_facts = facts_of_split(split)
-    history = train(
-        recipe,
-        training,
-        validation,
-        class_names,
-        out,
-        metadata={
-            "split": split_facts,
-            "leak": leak_of(split),
-            "data": dataset.root.name,
-            "data_set": dataset.known,
-            "caveats": caveats_of(dataset, split),
-            "seen": seen_cells(split),
-        },
-        resume=resume,
-        progress=progress,
-    )
+    metadata = {
+        "split": split_facts,
+        "leak": leak_of(split),
+        "data": dataset.root.name,
+        "data_set": dataset.known,
+        "caveats": caveats,
+        "seen": _with_those_of(parent, seen_cells(split)),
+    }
+    history, fitting_began = None, time.monotonic()
+    if recipe.classifier == "logistic":
+        if processes.is_main_process:
+            groups = [cell.group for cell in cells["train"]]
+            model = fit_classifier(recipe, training, groups, class_names, progress)
+            model.metadata |= metadata
+            save_model(out / MODEL_NAME, model)
+        seconds = time.monotonic() - fitting_began
+    else:
+        history = train(
+            recipe,
+            training,
+            validation,
+            class_names,
+            out,
+            metadata=metadata,
+            resume=resume,
+            progress=progress,
+        )
+        seconds = float(history["seconds"].sum())
     if not processes.is_main_process:
         return {}
 
@@ -238,8 +257,8 @@ def train_and_evaluate(
         "seed": recipe.seed,
         "command": command,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "training_minutes": round(float(history["seconds"].sum()) / 60, 1),
-        "caveats": caveats_of(dataset, split),
+        "training_minutes": round(seconds / 60, 1),
+        "caveats": [*caveats, *Answerer.of(model).notes] if parent else caveats,
     }
     metrics = write_evaluation(
         out,
@@ -250,7 +269,7 @@ def train_and_evaluate(
         image_of=picture_reader(cells["test"]) if with_pictures else None,
         seed=recipe.seed,
     )
-    model.metadata["metrics"] |= {
+    model.metadata["metrics"] = model.metadata.get("metrics", {}) | {
         "test": metrics["overall"],
         "test_per_class": metrics["per_class"],
         "test_roll_up": metrics.get("roll_up"),
@@ -441,6 +460,35 @@ def seen_cells(split: pd.DataFrame) -> dict[str, list[str]]:
     return {"sha256": sorted(set(shown["sha256"])), "groups": sorted(groups)}
 
 
+def _with_those_of(parent: ModelFile | None, seen: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the cells that a model saw, with those that its parent saw."""
+    before = {} if parent is None else parent.metadata.get("seen", {})
+    return {key: sorted({*names, *before.get(key, ())}) for key, names in seen.items()}
+
+
+def _caveats_of_parent(parent: ModelFile, cells: Mapping[str, Sequence[Cell]], data: Path) -> list[str]:
+    """Return what is to be said of the cells that the model to start from has seen, or may have seen.
+
+    Raises:
+        SplitError: some of them are to test.
+    """
+    if seen := seen_of(parent, cells["test"]):
+        raise SplitError(
+            f"{data}: {len(seen)} of {len(cells['test'])} test cells, first {seen[0].name}, took part in the "
+            "training of the model to start from, or show the same place as one that did; give a split file "
+            "in which they train, or start from a model that has not seen them."
+        )
+    caveats = []
+    if unknown := note_on_unknown_training(parent):
+        caveats.append(f"The training started from another model. {unknown}")
+    if seen := seen_of(parent, cells["validation"]):
+        caveats.append(
+            f"{len(seen)} of {len(cells['validation'])} validation cells were seen by the model that the "
+            "training started from: the calibration may be too certain."
+        )
+    return caveats
+
+
 def seen_of(model: ModelFile, cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells that the model saw in training, or that share a known group with one."""
     record = model.metadata.get("seen", {})
@@ -476,6 +524,8 @@ def refuse_seen(
 
 def note_on_unknown_training(model: ModelFile) -> str | None:
     """Return what is to be said of a model that does not know its training cells; None if it does."""
+    if not model.metadata.get("parent", {}).get("knows_its_cells", True):
+        return "The model that this one was trained from does not say which cells it was trained on."
     if "seen" in model.metadata:
         return None
     whose = "The original's checkpoint" if model.original else "The model file"
@@ -563,7 +613,10 @@ def facts_of_split(split: pd.DataFrame) -> dict[str, Any]:
 
 def facts_of_model(model: ModelFile) -> dict[str, Any]:
     """Return what a report says of a model."""
+    parent = model.metadata.get("parent", {})
     return {
+        "started_from": {key: parent[key] for key in ("file", "weights_sha256", "data")} if parent else None,
+        "classifier": model.metadata.get("classifier"),
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "placement": model.network.placement,
         "backbone": model.metadata.get("backbone"),

@@ -96,6 +96,8 @@ class Metadata(BaseModel):
     split: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     backbone: dict[str, Any] = {}
+    parent: dict[str, Any] = {}
+    classifier: dict[str, Any] = {}
     metrics: dict[str, dict[str, Any] | None] = {}
     cross_validation: dict[str, Any] = {}
     calibration: dict[str, Any] = {}

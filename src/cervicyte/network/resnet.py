@@ -118,16 +118,18 @@ class CBAMResNet50(ResNet):
                     module.bn3.weight.mul_(restore)
                     module.bn3.bias.mul_(restore)
 
-    def freeze(self, stages: int) -> list[nn.Module]:
+    def freeze(self, stages: int, gates: bool = False) -> list[nn.Module]:
         """Stop training of the stem and the first `stages` stages; 0 freezes nothing.
 
-        Returns the frozen modules: the training loop keeps them in evaluation mode, so that their
-        batch-normalisation statistics stand still too.
+        With `gates`, those after the frozen stages stand still too: gates that were trained before have
+        something to keep. Returns the frozen modules: the training loop keeps them in evaluation mode, so
+        that their batch-normalisation statistics stand still too.
         """
         if stages == 0:
             return []
         frozen: list[nn.Module] = [self.conv1, self.bn1]
-        frozen += [self.get_submodule(f"layer{stage}") for stage in range(1, stages + 1)]
+        names = ("layer", "cbam") if gates and self.placement == "stage" else ("layer",)
+        frozen += [self.get_submodule(f"{name}{stage}") for stage in range(1, stages + 1) for name in names]
         for module in frozen:
             module.requires_grad_(False)
         return frozen

@@ -34,7 +34,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from cervicyte.errors import RecipeError, RunFolderError
-from cervicyte.network.backbone import load_backbone
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
@@ -43,7 +42,8 @@ from cervicyte.training.augmentation import build_augmentation
 from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
 from cervicyte.training.loss import classification_loss, cost_of_classes
 from cervicyte.training.mixing import BatchMixing, dominant_class
-from cervicyte.training.recipe import Recipe
+from cervicyte.training.recipe import NO_PARENT, Recipe
+from cervicyte.training.start import first_network
 
 MODEL_NAME = "best_model.pth"
 HISTORY_NAME = "training_history.csv"
@@ -100,7 +100,7 @@ def train(
     Raises:
         RecipeError: errors are to cost differently, and it is not known which classes are abnormal; or the
             best epoch is to be kept, and there is no validation part to tell it by.
-        WeightsError: the backbone's weights are missing or do not fit.
+        WeightsError, ModelFileError: the first weights are missing or do not fit.
         RunFolderError: the checkpoint belongs to another recipe or other data.
         KeyboardInterrupt: after Ctrl-C, when the best model and the last epoch are safely on disk.
     """
@@ -119,9 +119,8 @@ def train(
         dynamo_backend="inductor" if compiled else "no",
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
-    network = CBAMResNet50(len(class_names), recipe.placement)
-    backbone = load_backbone(network, recipe.backbone)
-    frozen = network.freeze(recipe.frozen_stages)
+    network, origin = first_network(recipe, class_names)
+    frozen = network.freeze(recipe.frozen_stages, gates=recipe.parent != NO_PARENT)
     optimiser = torch.optim.AdamW(parameter_groups(network, recipe))
     if accelerator.num_processes > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -230,7 +229,7 @@ def train(
                             best_validation_accuracy=now[0],
                             metadata={
                                 "recipe": recipe.model_dump(mode="json"),
-                                "backbone": backbone,
+                                **origin,
                                 "device": accelerator.device.type,
                                 "precision": "bfloat16" if in_bfloat16 else "float32",
                                 "metrics": {"validation": row} if validated else {},
@@ -253,17 +252,18 @@ def train(
 def parameter_groups(network: CBAMResNet50, recipe: Recipe) -> list[dict[str, Any]]:
     """Group the parameters by learning rate: full for classifier and gates, less towards the input.
 
-    Layer-wise decay after Howard & Ruder, "Universal Language Model Fine-tuning", ACL 2018. Gates
-    start from zero and have nothing to keep, so they learn at the full rate. Biases and
-    normalisation are not decayed.
+    Layer-wise decay after Howard & Ruder, "Universal Language Model Fine-tuning", ACL 2018. Fresh gates
+    start from zero and have nothing to keep, so they learn at the full rate; a parent's learn as their
+    stage does. Biases and normalisation are not decayed.
     """
-    depth_of = {f"layer{stage}": stage for stage in range(1, 5)}
+    depth_of = {f"{name}{stage}": stage for stage in range(1, 5) for name in ("layer", "cbam")}
+    fresh_gates = recipe.parent == NO_PARENT
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         part = name.split(".")[0]
-        depth = 5 if "cbam" in name or part == "fc" else depth_of.get(part, 0)
+        depth = 5 if (fresh_gates and "cbam" in name) or part == "fc" else depth_of.get(part, 0)
         rate = recipe.learning_rate * recipe.layer_decay ** (5 - depth)
         decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

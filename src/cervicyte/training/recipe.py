@@ -18,6 +18,9 @@ from cervicyte.errors import RecipeError
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.provenance import write_text
 
+NO_PARENT = "none"
+SHIPPED = "shipped"
+
 
 class Augmentation(BaseModel):
     """What is done to a training image at random, anew in every epoch.
@@ -86,9 +89,19 @@ class Recipe(BaseModel):
 
     seed: int = Field(0, ge=0, description="draws weights, batches and augmentation")
     backbone: str = Field("imagenet", description="imagenet (torchvision's), none, or a weights file")
+    parent: str = Field(
+        NO_PARENT,
+        description="a model to start from, instead of the backbone: none, shipped, or a model file; brings "
+        "its preprocessing and placement along",
+    )
     placement: Literal["stage", "block", "none"] = Field("stage", description="where CBAM stands")
     frozen_stages: int = Field(
         0, ge=0, le=4, description="stages that keep their first weights, with the stem; 0: all train"
+    )
+    classifier: Literal["gradient", "logistic"] = Field(
+        "gradient",
+        description="gradient: learns with the network, as all below says; logistic: alone, by logistic "
+        "regression on what the network sees, none of whose weights change",
     )
     preprocessing: Preprocessing = Field(Preprocessing(), description="what every image goes through")
     augmentation: Augmentation = Field(Augmentation(), description="random changes in training")
