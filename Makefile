@@ -9,7 +9,7 @@ SHARED ?= ../shared
 RUNS ?= runs
 
 .PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev probe-folds optimism optimism-finetuned inspection \
-  twins leakage ablation folds folds-by-cell fold-figures release drawn-cells audit benchmark clean
+  twins leakage ablation folds folds-by-cell fold-figures release learning-curve drawn-cells audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -115,6 +115,10 @@ fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev
 release: folds ## train the shipped model on all cells and attach what the folds found; 15 minutes, resumable
 	$(BIN)/cervicyte release $(SHARED)/data/sipakmed --folds $(RUNS)/folds --out $(RUNS)/release --licence "Apache-2.0, as the program" \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
+
+learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model; 5 minutes
+	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 12 \
+	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out docs/results/learning_curve
 
 drawn-cells: folds ## how many drawn cells the shipped model and a fold's network recognise; 2 minutes
 	$(BIN)/python benchmarks/drawn_cells.py --others $(RUNS)/folds/seed_0/fold_0/best_model.pth \

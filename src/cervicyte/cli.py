@@ -463,6 +463,40 @@ def elsewhere(
     typer.echo((out / "elsewhere.md").read_text(encoding="utf-8"))
 
 
+@app.command("learning-curve")
+def learning_curve(
+    data: Data,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="MODEL", help="The model to start from, which has not seen them.")
+    ] = "shipped",
+    cells: Annotated[
+        str, typer.Option(help="Numbers of cells a class; 0: the model as it is.")
+    ] = "0,5,10,25,50",
+    draws: Annotated[int, typer.Option(min=1, help="Of tested groups and training cells.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    backbone: Annotated[
+        str | None, typer.Option(help="Compare with a network of these weights: imagenet, or a file.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("learning_curve"),
+) -> None:
+    """Measure what a few labelled cells of another laboratory bring, by their number."""
+    from cervicyte.evaluation.learning_curve import learning_curve
+    from cervicyte.progress import TerminalProgress
+
+    learning_curve(
+        _model_file(None if from_ == "shipped" else Path(from_)),
+        data,
+        out,
+        counts=_numbers(cells, "--cells", "0,5,25"),
+        draws=draws,
+        seed=seed,
+        backbone=backbone,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    typer.echo((out / "learning_curve.md").read_text(encoding="utf-8"))
+
+
 @app.command()
 def ablate(
     data: Data,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ CLASS_COLOURS = (
     "#2f7fc1", "#d1621c", "#2e9b57", "#b14fb8", "#d04a3e",
     "#9a7a3c", "#1d9a9a", "#7a6fd0", "#7f8c2b", "#7d858f",
 )  # fmt: skip
+ENDS = ("value", "low", "high")
 LINES = ("-", "--", "-.", ":")  # with the colours, so that colour is not all that tells lines apart
 SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", "#9ec3e6", "#1f5a94"])
 STYLE: Any = {
@@ -210,6 +211,37 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     below.bar(edges[:-1], cells, 1 / len(cells), align="edge", color=MUTED, alpha=0.6)
     below.set(xlabel="Confidence of the predicted class", ylabel="Cells")
     below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    return figure
+
+
+@styled
+def learning_curve_figure(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, str]) -> Figure:
+    """Draw figures by the number of labelled cells a class, a panel each and a line a method.
+
+    Args:
+        rows: see `learning_curve`: method, cells_a_class, and under `figures` value, low and high.
+        figures: name -> title, one that ends with "%" in percent.
+    """
+    figure = _figure(3.6 * len(figures), 4.2)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    panels = np.atleast_1d(figure.subplots(1, len(figures)))
+    for axes, (name, title) in zip(panels, figures.items(), strict=True):
+        known = [row for row in rows if row["figures"][name]["value"] is not None]
+        for index, method in enumerate(methods):
+            own = [row for row in known if row["method"] == method]
+            if not own:
+                continue
+            counts = [row["cells_a_class"] + 0.5 * (index - len(methods) / 2) for row in own]
+            value, low, high = (np.array([row["figures"][name][end] for row in own]) for end in ENDS)
+            axes.errorbar(
+                counts, value, [value - low, high - value], label=method, capsize=2, marker="o", markersize=3,
+                elinewidth=0.8, **_line_of(index),
+            )  # fmt: skip
+        axes.set(title=title.removesuffix(", %"), xlabel="Labelled cells a class")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if title.endswith("%"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend_below(figure)
     return figure
 
 

@@ -76,7 +76,7 @@ def elsewhere(
     if not models:
         raise UsageError("Name one model or more.")
     dataset = read_dataset(data)
-    _check_groupings(dataset.classes, data)
+    check_groupings(dataset.classes, data)
     halves = [_halves(dataset.cells, seed) for seed in range(draws if adapt else 0)]
     fewest = min((len(half) for pair in halves for half in pair), default=0)
     if adapt and max(adapt) > fewest:
@@ -89,7 +89,7 @@ def elsewhere(
     tables, hashes = [], []
     for path in models:
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
-        _check_groupings(model.class_names, path)
+        check_groupings(model.class_names, path)
         refuse_seen(model, dataset.cells, data, False, "take other cells, or")
         table = answered_cells(model, dataset.cells, None, progress, path.name)
         table.insert(0, "model", path.name)
@@ -246,7 +246,12 @@ def _mean_scores(tables: Sequence[pd.DataFrame]) -> dict[str, float]:
     return {str(name): float(scores[truth == name].mean()) for name in np.unique(truth)}
 
 
-def _check_groupings(class_names: Sequence[str], where: Path) -> None:
+def check_groupings(class_names: Sequence[str], where: Path) -> None:
+    """Hold that normal and abnormal classes are known.
+
+    Raises:
+        DatasetError: they are not; the text begins with `where` they stand.
+    """
     found = grouping_of(class_names)
     unknown = [name for name, grouping in found.items() if grouping is None]
     if unknown:

@@ -1,0 +1,435 @@
+"""What a few labelled cells of a laboratory bring: figures by the number of cells a class.
+
+In each draw a part of the groups is kept for testing, and of the others so many cells a class are drawn, the
+fewer always among the more. What is fitted on them is `frozen_network.fit_logistic`, on what several networks
+see, so that one may be chosen by its loss on inner folds of the training cells, before any test cell is
+looked at. No weight of a network changes, so its features are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from cervicyte import metrics
+from cervicyte.datasets.classes import grouping_of
+from cervicyte.datasets.layouts import read_dataset
+from cervicyte.errors import UsageError
+from cervicyte.evaluation import charts
+from cervicyte.evaluation.calibration import calibrated_probabilities
+from cervicyte.evaluation.cross_validation import as_json
+from cervicyte.evaluation.cross_validation_page import interval_text
+from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
+from cervicyte.evaluation.features import logits_of_means, pooled_features
+from cervicyte.evaluation.frozen_network import fit_logistic
+from cervicyte.evaluation.run import NOT_PATIENTS, refuse_seen
+from cervicyte.evaluation.tables import write_table
+from cervicyte.metrics import Estimate
+from cervicyte.network.backbone import load_backbone
+from cervicyte.network.model_file import load_model_file, weights_hash
+from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
+from cervicyte.training.cells import load_cells
+from cervicyte.training.loop import balanced_weights
+
+COUNTS = (0, 5, 10, 25, 50)
+DRAWS = 20
+TESTED = 4  # one group in so many is tested; in so many draws, every group once
+ZERO_SHOT = "zero-shot"
+LAST_STAGE = "last stage"
+TWO_STAGES = "second and last stage"
+IMAGENET = "ImageNet"
+CHOSEN = "chosen on inner folds"
+METHODS = {
+    ZERO_SHOT: "the model as it is, by its summed probability of abnormal classes",
+    LAST_STAGE: "a new classifier on the model's last stage: what `recipes/few-cells.yaml` trains",
+    TWO_STAGES: "the same on the model's second and last stage, which no model file holds",
+    IMAGENET: "the same on the last stage of a ResNet-50 that has seen ImageNet only",
+    CHOSEN: "in each draw, of the three the one of lowest loss on inner folds of the training cells",
+}
+FIGURES = {
+    "abnormal_auc_all": "normal against abnormal, AUC",
+    "abnormal_auc_squamous": "the same without columnar cells",
+    "accuracy": "accuracy over all classes, %",
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The cells of one draw, by place: int arrays.
+
+    Attributes:
+        training: number of cells a class -> the cells, in which those of fewer are contained.
+        tested: of groups of which no cell trains.
+    """
+
+    training: dict[int, np.ndarray]
+    tested: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was said of the tested cells of a draw.
+
+    Attributes:
+        tested: places, int [T].
+        abnormal: [T], the score by which abnormal cells are ranked.
+        predicted: class indices, int [T]; None where the model's classes are others.
+        inner_loss, strength: see `LogisticFit`; None where nothing was fitted.
+    """
+
+    tested: np.ndarray
+    abnormal: np.ndarray
+    predicted: np.ndarray | None
+    inner_loss: float | None = None
+    strength: float | None = None
+
+
+def learning_curve(
+    model_path: Path,
+    data: Path,
+    out: Path,
+    *,
+    counts: Sequence[int] = COUNTS,
+    draws: int = DRAWS,
+    seed: int = 0,
+    backbone: str | None = None,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Measure what so many labelled cells a class bring; write `learning_curve.json`, `.md`, `.csv`, `.png`.
+
+    Args:
+        model_path: the model to start from, which has not seen the cells.
+        data: cells whose classes are known as normal or abnormal.
+        out: takes the four files.
+        counts: numbers of cells a class; 0 is the model as it is.
+        draws: of tested groups and training cells.
+        seed: of the draws.
+        backbone: ImageNet's weights, see `load_backbone`, to compare with; None leaves them out.
+        command: the command line, recorded in every artefact.
+        progress: is told of every step.
+
+    Returns:
+        The content of `learning_curve.json`.
+
+    Raises:
+        UsageError: a count or the number of draws will not do, or a class lies in too few groups.
+        DatasetError: it is not known which of the classes are abnormal, or all or none of the cells are.
+        SplitError: the model has seen some of the cells.
+    """
+    counts = sorted(set(counts))
+    if not counts or counts[0] < 0 or draws < 1:
+        raise UsageError(
+            "Give numbers of cells from 0 up, such as --cells 0,5,10,25,50, and --draws 1 or more."
+        )
+    dataset = read_dataset(data)
+    check_groupings(dataset.classes, data)
+    model = load_model_file(model_path)
+    refuse_seen(model, dataset.cells, data, False, "take other cells, or")
+    class_names = tuple(dataset.classes)
+    index_of = {name: index for index, name in enumerate(class_names)}
+    truth = np.array([index_of[cell.label] for cell in dataset.cells])
+    groups = np.array([cell.group for cell in dataset.cells])
+    drawn = [draw_cells(truth, groups, counts, seed, draw, class_names) for draw in range(draws)]
+
+    images = load_cells(dataset.cells, model.preprocessing, progress)
+    seen = pooled_features(model.network, images, model.preprocessing, progress, "The model's features")
+    features = {
+        LAST_STAGE: seen["stage4"],
+        TWO_STAGES: np.concatenate([seen["stage2"], seen["stage4"]], axis=1),
+    }
+    if backbone is not None:
+        plain = CBAMResNet50(1, "none")
+        load_backbone(plain, backbone)
+        features[IMAGENET] = pooled_features(
+            plain, images, model.preprocessing, progress, "ImageNet's features"
+        )["stage4"]
+    answers: dict[tuple[str, int], list[Answers]] = {}
+    if 0 in counts:
+        check_groupings(model.class_names, model_path)
+        told = calibrated_probabilities(model, logits_of_means(model.network, seen["stage4"]))
+        answers[ZERO_SHOT, 0] = [_zero_shot(told, model.class_names, class_names, one) for one in drawn]
+    fitted_counts = [count for count in counts if count]
+    progress.start("Fitting classifiers", len(drawn) * len(fitted_counts) * len(features))
+    for number, one in enumerate(drawn):
+        for count in fitted_counts:
+            at_hand = {}
+            for method, values in features.items():
+                at_hand[method] = _fitted(values, truth, groups, class_names, one, count, seed + number)
+                answers.setdefault((method, count), []).append(at_hand[method])
+                progress.advance()
+            best = min(at_hand.values(), key=lambda answer: answer.inner_loss or 0.0)
+            answers.setdefault((CHOSEN, count), []).append(best)
+    progress.close()
+
+    figures = [name for name in FIGURES if name != "abnormal_auc_squamous" or COLUMNAR in class_names]
+    in_order = sorted(answers, key=lambda key: (key[1], list(METHODS).index(key[0])))
+    rows = [_row(*key, answers[key], drawn, truth, groups, class_names, figures) for key in in_order]
+    content = {
+        "notice": RESEARCH_USE_ONLY,
+        "data": dataset.root.name,
+        "model": {
+            "file": model_path.name,
+            "weights_sha256": weights_hash(model.network),
+            "trained_on": model.metadata.get("data_set") or model.metadata.get("data"),
+        },
+        "backbone": None if backbone is None else Path(backbone).name,
+        "class_names": list(class_names),
+        "cells": len(truth),
+        "groups": len(np.unique(groups)),
+        "draws": draws,
+        "seed": seed,
+        "rows": rows,
+        "caveats": [NOT_PATIENTS],
+        "intervals": {
+            "level": metrics.LEVEL,
+            "method": "bootstrap of draws and of whole groups",
+            "draws": metrics.DRAWS,
+        },
+        "provenance": provenance(command),
+    }
+    write_table(_table_of_draws(answers, drawn, truth, class_names, figures), out / "learning_curve.csv")
+    charts.write_png(
+        charts.learning_curve_figure(rows, {name: FIGURES[name] for name in figures}),
+        out / "learning_curve.png",
+    )
+    write_text(out / "learning_curve.md", learning_curve_page(content))
+    write_json(out / "learning_curve.json", content)
+    return content
+
+
+# --- draws -------------------------------------------------------------------------------------
+
+
+def draw_cells(
+    truth: np.ndarray,
+    groups: np.ndarray,
+    counts: Sequence[int],
+    seed: int,
+    draw: int,
+    class_names: Sequence[str],
+) -> Draw:
+    """Return which cells train and which are tested in one draw.
+
+    Groups are gone through in a random order, and of each class the first cells are taken: they come from few
+    groups, as those do that a laboratory labels field by field. A class that has fewer gives all.
+
+    Args:
+        truth: class indices, int [N].
+        groups: [N], those of one never on both sides.
+        counts: numbers of cells a class.
+        seed, draw: what is drawn; `TESTED` draws in a row test every group once.
+        class_names: for the error.
+
+    Raises:
+        UsageError: a class lies in too few groups to train and to be tested.
+    """
+    fewest = min(range(len(class_names)), key=lambda one: len(np.unique(groups[truth == one])))
+    if (found := len(np.unique(groups[truth == fewest]))) < TESTED:
+        raise UsageError(
+            f"The class {class_names[fewest]} has only {found} independent group(s), and a learning curve "
+            f"needs {TESTED}; add cells of other fields to it, or leave it out."
+        )
+    splitter = StratifiedGroupKFold(TESTED, shuffle=True, random_state=seed + draw // TESTED)
+    pool, tested = list(splitter.split(truth, truth, groups))[draw % TESTED]
+    rng = np.random.default_rng([seed, draw])
+    rank_of = {name: rank for rank, name in enumerate(rng.permutation(np.unique(groups[pool])))}
+    order = sorted(rng.permutation(pool), key=lambda place: rank_of[groups[place]])
+    of_class = [[place for place in order if truth[place] == one] for one in range(len(class_names))]
+    return Draw(
+        {count: np.array([place for cells in of_class for place in cells[:count]], int) for count in counts},
+        tested,
+    )
+
+
+def _fitted(
+    features: np.ndarray,
+    truth: np.ndarray,
+    groups: np.ndarray,
+    class_names: Sequence[str],
+    draw: Draw,
+    count: int,
+    seed: int,
+) -> Answers:
+    chosen = draw.training[count]
+    weights = balanced_weights(truth[chosen], len(class_names), "balanced").numpy()
+    fit = fit_logistic(features[chosen], truth[chosen], groups[chosen].tolist(), weights, seed)
+    probabilities = fit.probabilities(features[draw.tested])
+    score = probabilities[:, _abnormal(class_names)].sum(1)
+    return Answers(draw.tested, score, probabilities.argmax(1), fit.inner_loss, fit.strength)
+
+
+def _zero_shot(
+    probabilities: np.ndarray, own_names: Sequence[str], class_names: Sequence[str], draw: Draw
+) -> Answers:
+    told = probabilities[draw.tested]
+    predicted = None
+    if set(class_names) <= set(own_names):
+        predicted = told[:, [own_names.index(name) for name in class_names]].argmax(1)
+    return Answers(draw.tested, told[:, _abnormal(own_names)].sum(1), predicted)
+
+
+def _abnormal(class_names: Sequence[str]) -> np.ndarray:
+    return np.array([grouping == "abnormal" for grouping in grouping_of(class_names).values()])
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def _figures_of(
+    answers: Answers, truth: np.ndarray, class_names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return every figure of one draw, [D], for weights of all cells, [D, N]."""
+    own = truth[answers.tested]
+    abnormal = _abnormal(class_names)[own]
+    squamous = np.array([name != COLUMNAR for name in class_names])[own]
+    weights = weights[:, answers.tested]
+    right = np.full(len(own), np.nan) if answers.predicted is None else answers.predicted == own
+    return {
+        "abnormal_auc_all": metrics.auc(abnormal, answers.abnormal, weights),
+        "abnormal_auc_squamous": metrics.auc(abnormal, answers.abnormal, weights * squamous),
+        "accuracy": metrics.ratio((weights * right).sum(-1), weights.sum(-1)),
+    }
+
+
+def means_with_intervals(
+    answers: Sequence[Answers],
+    truth: np.ndarray,
+    groups: np.ndarray,
+    class_names: Sequence[str],
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Return the mean of each figure over draws, with its 95 % interval.
+
+    A bootstrap draws whole groups and, at the same time, draws: the interval holds for other tested cells and
+    for other cells to train on, of the same laboratory.
+    """
+    names, group_of_cell = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    shares = np.full(len(names), 1 / len(names))
+    weights = rng.multinomial(len(names), shares, size=metrics.DRAWS)[:, group_of_cell].astype(float)
+    weights = np.concatenate([np.ones((1, len(truth))), weights])
+    often = rng.multinomial(len(answers), np.full(len(answers), 1 / len(answers)), size=metrics.DRAWS)
+    often = np.concatenate([np.ones((1, len(answers)), int), often])
+    of_draws = [_figures_of(one, truth, class_names, weights) for one in answers]
+    estimates = {}
+    for name in FIGURES:
+        values = np.stack([figures[name] for figures in of_draws], axis=-1)
+        defined = often * ~np.isnan(values)
+        means = metrics.ratio((np.nan_to_num(values) * defined).sum(-1), defined.sum(-1))
+        if np.isnan(means[0]):
+            estimates[name] = Estimate(*[float("nan")] * 3)
+            continue
+        ends = np.nanquantile(means[1:], [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2])
+        estimates[name] = Estimate(float(means[0]), *map(float, ends))
+    return estimates
+
+
+def _row(
+    method: str,
+    count: int,
+    answers: Sequence[Answers],
+    drawn: Sequence[Draw],
+    truth: np.ndarray,
+    groups: np.ndarray,
+    class_names: Sequence[str],
+    figures: Sequence[str],
+) -> dict[str, Any]:
+    """Return the figures of a method at a number of cells, as JSON values."""
+    estimates = means_with_intervals(answers, truth, groups, class_names)
+    losses = [one.inner_loss for one in answers if one.inner_loss is not None]
+    in_all = [len(draw.training[count]) for draw in drawn]
+    fewest = [np.bincount(truth[draw.training[count]], minlength=len(class_names)).min() for draw in drawn]
+    return {
+        "method": method,
+        "cells_a_class": count,
+        "training_cells": float(np.mean(in_all)),
+        "fewest_of_a_class": int(min(fewest)),
+        "tested_cells": float(np.mean([len(draw.tested) for draw in drawn])),
+        "inner_loss": float(np.mean(losses)) if losses else None,
+        "figures": {name: as_json(estimates[name]) for name in figures},
+    }
+
+
+def _table_of_draws(
+    answers: Mapping[tuple[str, int], Sequence[Answers]],
+    drawn: Sequence[Draw],
+    truth: np.ndarray,
+    class_names: Sequence[str],
+    figures: Sequence[str],
+) -> pd.DataFrame:
+    """Return one row a draw, number of cells and method."""
+    alone = np.ones((1, len(truth)))
+    rows = []
+    for (method, count), given in answers.items():
+        for draw, one in enumerate(given):
+            values = _figures_of(one, truth, class_names, alone)
+            rows.append(
+                {
+                    "method": method,
+                    "cells_a_class": count,
+                    "draw": draw,
+                    "training_cells": len(drawn[draw].training[count]),
+                    "tested_cells": len(one.tested),
+                    "inner_loss": one.inner_loss,
+                    "strength": one.strength,
+                    **{name: float(values[name][0]) for name in figures},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def learning_curve_page(content: Mapping[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    names = list(content["rows"][0]["figures"])
+    rows = "\n".join(
+        f"| {row['cells_a_class']} | {row['training_cells']:.0f} ({row['fewest_of_a_class']}) | "
+        f"{row['method']} | "
+        + " | ".join(_text(row["figures"][name], name) for name in names)
+        + f" | {'' if row['inner_loss'] is None else format(row['inner_loss'], '.3f')} |"
+        for row in content["rows"]
+    )
+    titles = " | ".join(FIGURES[name] for name in names)
+    used = [method for method in METHODS if any(row["method"] == method for row in content["rows"])]
+    methods = "\n".join(f"- *{method}*: {METHODS[method]}." for method in used)
+    origin, model = content["provenance"], content["model"]
+    tested = content["rows"][0]["tested_cells"]
+    return f"""# What a few labelled cells bring: {content["data"]}
+
+{content["notice"]}
+
+{content["cells"]:,} cells in {content["groups"]:,} groups, of which the model, {model["file"]} (trained on \
+{model["trained_on"] or "data that it does not name"}), was trained on none. In each of {content["draws"]} \
+draws a quarter of the groups is tested, {tested:.0f} cells in the mean, and of the others so many cells of \
+each class train, or all that there are of a class that has fewer. Every number of cells of a draw is tested \
+on the same cells.
+
+| cells a class | in all (fewest of a class) | method | {titles} | inner loss |
+| ---: | ---: | --- | {" | ".join("---" for _ in names)} | ---: |
+{rows}
+
+{methods}
+
+![Learning curve](learning_curve.png)
+
+Means over draws; in brackets 95 % intervals from {content["intervals"]["draws"]:,} bootstrap draws, of \
+whole groups and of these draws. Inner loss: the mean negative log-likelihood on inner folds of the training \
+cells, by which strength and method are chosen. {" ".join(content["caveats"])}
+
+Command: `{origin["command"] or "called from Python"}`; seed {content["seed"]}; commit \
+{origin["commit"]}; written {origin["written"][:10]}.
+"""
+
+
+def _text(figure: Mapping[str, Any], name: str) -> str:
+    if figure["value"] is None:
+        return "other classes"
+    return interval_text(figure, "abnormal_auc" if name.startswith("abnormal_auc") else name)
