@@ -231,17 +231,21 @@ def learning_curve_figure(rows: Sequence[Mapping[str, Any]], figures: Mapping[st
             own = [row for row in known if row["method"] == method]
             if not own:
                 continue
-            counts = [row["cells_a_class"] + 0.5 * (index - len(methods) / 2) for row in own]
+            # Side by side, so that one interval does not hide another.
+            aside = 0.5 * (index - (len(methods) - 1) / 2) if len(own) > 1 else 0.0
+            counts = [row["cells_a_class"] + aside for row in own]
             value, low, high = (np.array([row["figures"][name][end] for row in own]) for end in ENDS)
             axes.errorbar(
                 counts, value, [value - low, high - value], label=method, capsize=2, marker="o", markersize=3,
                 elinewidth=0.8, **_line_of(index),
             )  # fmt: skip
-        axes.set(title=title.removesuffix(", %"), xlabel="Labelled cells a class")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if title.endswith("%"):
+        title = title.removesuffix(", %") if (share := title.endswith("%")) else title
+        axes.set(title=title[0].upper() + title[1:], xlabel="Labelled cells a class")
+        axes.set_xticks(sorted({row["cells_a_class"] for row in rows}))
+        if share:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_below(figure)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=len(methods), handlelength=3)
     return figure
 
 
