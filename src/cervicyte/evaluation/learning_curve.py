@@ -22,7 +22,7 @@ from cervicyte.datasets.classes import grouping_of
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.errors import UsageError
 from cervicyte.evaluation import charts
-from cervicyte.evaluation.calibration import calibrated_probabilities
+from cervicyte.evaluation.answers import Answerer
 from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
@@ -155,7 +155,7 @@ def learning_curve(
     answers: dict[tuple[str, int], list[Answers]] = {}
     if 0 in counts:
         check_groupings(model.class_names, model_path)
-        told = calibrated_probabilities(model, logits_of_means(model.network, seen["stage4"]))
+        told = Answerer.of(model).calibrated(logits_of_means(model.network, seen["stage4"]))
         answers[ZERO_SHOT, 0] = [_zero_shot(told, model.class_names, class_names, one) for one in drawn]
     fitted_counts = [count for count in counts if count]
     progress.start("Fitting classifiers", len(drawn) * len(fitted_counts) * len(features))
