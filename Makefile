@@ -105,8 +105,8 @@ folds-by-cell: setup ## the same split by cell, which leaks, for comparison
 
 fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev and of no cells; an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,benchmark]'
-	$(BIN)/cervicyte robustness $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/sipakmed --cells 1000 --out $(RUNS)/robustness
-	$(BIN)/cervicyte elsewhere $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/herlev --adapt 64,200 --out $(RUNS)/elsewhere
+	$(BIN)/cervicyte robustness $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/sipakmed --cells 700 --out $(RUNS)/robustness
+	$(BIN)/cervicyte elsewhere $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/herlev --adapt 64,200 --draws 1 --out $(RUNS)/elsewhere
 	$(BIN)/cervicyte elsewhere src/cervicyte/model/cervicyte.safetensors --data $(SHARED)/data/herlev --adapt 64,200 \
 	  --out $(RUNS)/elsewhere_shipped
 	$(BIN)/python benchmarks/unlike_training.py $(RUNS)/folds/seed_0/fold_0 --data $(SHARED)/data/sipakmed \
