@@ -821,6 +821,49 @@ def serve(
     serve(_model_file(model), host, port, open_browser=browser, with_verdicts=verdict)
 
 
+log = typer.Typer(help="Check and export a reading log, see `cervicyte serve --log`.", no_args_is_help=True)
+app.add_typer(log, name="log")
+LogFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The log, as given to `cervicyte serve --log`.")
+]
+
+
+@log.command()
+def verify(
+    file: LogFile,
+    expect: Annotated[
+        str | None, typer.Option(help="A last hash that was noted earlier; it must still be in the log.")
+    ] = None,
+) -> None:
+    """Say whether a reading log is as it was written. Status 1 if it is not."""
+    from cervicyte.dashboard.reading_log import ReadingLog
+
+    found = ReadingLog(file, create=False).verify(expect)
+    if found.fault is not None:
+        typer.secho(f"{file}: {found.fault} The first {found.rows:,} readings hold.", fg="red", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{file}: {found.rows:,} readings, all as they were written; last hash {found.last_hash}")
+    typer.echo(
+        "Note this hash elsewhere: with --expect it shows later that nothing was cut off or made anew."
+    )
+
+
+@log.command("export")
+def log_export(
+    file: LogFile,
+    out: Annotated[Path, typer.Option(help="The table, .csv.")] = Path("readings.csv"),
+    force: Force = False,
+) -> None:
+    """Write all readings as a table, and say how far reader and model agree."""
+    from cervicyte.dashboard.reading_log import ReadingLog, export_readings
+
+    readings = ReadingLog(file, create=False)
+    export_readings(readings, out, force=force)
+    typer.echo(f"{out}: {len(readings.rows()):,} readings")
+    typer.echo(readings.agreement().sentence)
+    typer.echo(RESEARCH_USE_ONLY)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder that takes everything.")] = Path("cervicyte_demo"),

@@ -61,5 +61,9 @@ class RunFolderError(CervicyteError):
     """A run folder is already in use, finished, or lacks what a command needs."""
 
 
+class ReadingLogError(CervicyteError):
+    """A reading log is missing, damaged, of another program, or cannot be written."""
+
+
 class UsageError(CervicyteError):
     """Options were combined in a way that has no meaning."""
