@@ -54,7 +54,7 @@ def test_what_was_added_is_read_back(tmp_path):
     assert (read.number, read.image_sha256, read.model_sha256) == (1, "a" * 64, MODEL)
     assert (read.label, read.remark, read.blind) == ("Koilocytotic", "halo, ändert nichts 🔬", True)
     assert read.answer == {
-        "class": "Parabasal",
+        "predicted_class": "Parabasal",
         "confidence": 0.8,
         "probabilities": {"Parabasal": 0.8, "Koilocytotic": 0.2},
         "prediction_set": ["Parabasal"],
@@ -139,7 +139,7 @@ from cervicyte.dashboard.reading_log import ReadingLog
 from types import SimpleNamespace
 log = ReadingLog(Path(sys.argv[1]))
 said = SimpleNamespace(  # a prediction, without PyTorch
-    class_name="Parabasal", confidence=1.0, probabilities={"Parabasal": 1.0}, prediction_set=(), verdict="answer"
+    class_name="Parabasal", confidence=1.0, probabilities={}, prediction_set=(), verdict="answer"
 )
 for number in range(100_000):
     log.add(f"{number:064x}", "m" * 64, said, "Parabasal", "x" * 3000, blind=True)

@@ -82,7 +82,7 @@ class Reading:
         time: UTC, ISO 8601.
         image_sha256: of the image's file.
         model_sha256: of the model's weights, see `model_file.weights_hash`.
-        answer: what the model said: class, confidence, probabilities, prediction_set, verdict.
+        answer: what the model said: predicted_class, confidence, probabilities, prediction_set, verdict.
         label: what the reader called the cell; empty if nothing.
         remark: the reader's.
         blind: whether the reader had not yet seen the model's answer.
@@ -261,7 +261,7 @@ class ReadingLog:
         for reading in self.rows():
             first.setdefault((reading.image_sha256, reading.model_sha256), reading)
         read = [one for one in first.values() if one.blind and one.label]
-        return agreement_of([(one.label, one.answer["class"]) for one in read])
+        return agreement_of([(one.label, one.answer["predicted_class"]) for one in read])
 
     def verify(self, known_hash: str | None = None) -> Verification:
         """Hold every row against its hash.
@@ -313,7 +313,7 @@ class ReadingLog:
             said = one.answer
             origin = [one.number, one.time, one.image_sha256, one.model_sha256]
             read = [str(one.blind).lower(), _plain(one.label), _plain(one.remark)]
-            answer = [_plain(said["class"]), f"{said['confidence']:.6f}"]
+            answer = [_plain(said["predicted_class"]), f"{said['confidence']:.6f}"]
             answer += [_plain(SEPARATOR.join(said["prediction_set"])), said["verdict"]]
             writer.writerow([*origin, *read, *answer, one.hash, RESEARCH_USE_ONLY])
         return table.getvalue()
@@ -343,7 +343,7 @@ class ReadingLog:
 def answer_of(prediction: Prediction) -> dict[str, Any]:
     """Return what is kept of a prediction, as JSON values."""
     return {
-        "class": prediction.class_name,
+        "predicted_class": prediction.class_name,
         "confidence": prediction.confidence,
         "probabilities": prediction.probabilities,
         "prediction_set": list(prediction.prediction_set),
