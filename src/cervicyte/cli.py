@@ -805,20 +805,43 @@ def card(
 @app.command()
 def serve(
     model: Model = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback are open to all.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's own loopback need a token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     verdict: Annotated[
         bool,
         typer.Option("--verdict/--no-verdict", help="Hold each map against controls once it is shown."),
     ] = True,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Ask for it; better put it into CERVICYTE_TOKEN, as others see the command line."),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another name by which the server is called; repeatable.")
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Under which a proxy shows it, such as /cells.")] = "",
+    log: Annotated[
+        Path | None, typer.Option(help="Keep what readers call the cells in this file; off without it.")
+    ] = None,
 ) -> None:
     """Open the dashboard in the browser."""
     from cervicyte.dashboard.server import serve
 
-    serve(_model_file(model), host, port, open_browser=browser, with_verdicts=verdict)
+    serve(
+        _model_file(model),
+        host,
+        port,
+        open_browser=browser,
+        with_verdicts=verdict,
+        token=token,
+        token_file=token_file,
+        allowed_names=allow_host or (),
+        root_path=root_path,
+        log=log,
+    )
 
 
 log = typer.Typer(help="Check and export a reading log, see `cervicyte serve --log`.", no_args_is_help=True)

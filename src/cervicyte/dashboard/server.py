@@ -1,4 +1,4 @@
-"""Serves the dashboard from this machine to this machine, and asks nobody else for anything.
+"""Serves dashboard and API, to this machine alone unless told otherwise, and asks nobody for anything.
 
 The page's own files, fonts included, come from here; a content security policy makes the browser
 refuse any other address. Uploads lie in a folder of their own until they are read, then they go.
@@ -7,16 +7,14 @@ refuse any other address. Uploads lie in a folder of their own until they are re
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import logging
 import os
-import secrets
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before Gradio is imported: it reports its start to its makers otherwise.
@@ -25,30 +23,60 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cervicyte import __version__
-from cervicyte.dashboard.page import CSS, HEAD, MAX_UPLOAD_MB, THEME, build_page
+from cervicyte.dashboard.access import (
+    PARAMETER,
+    OwnNames,
+    SecurityHeaders,
+    TokenGate,
+    chosen_token,
+    is_loopback,
+    own_names,
+)
+from cervicyte.dashboard.api import PREFIX, build_api
+from cervicyte.dashboard.batching import LOGGER, Batcher
+from cervicyte.dashboard.limits import MAX_UPLOAD_MB
+from cervicyte.dashboard.monitoring import Monitor
+from cervicyte.dashboard.page import CSS, HEAD, THEME, build_page
+from cervicyte.dashboard.reading_log import ReadingLog
+from cervicyte.dashboard.uploads import new_folder_name, private_folder
 from cervicyte.errors import UsageError
 from cervicyte.inference.classifier import Classifier
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SECONDS_FOR_OPEN_PAGES = 1  # to let go when the server ends; a page holds its connection for ever
-
-# Gradio's page has inline scripts and styles, and compiles its templates.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'self'"
-)
+TOKEN_VARIABLE = "CERVICYTE_TOKEN"
 
 
-def build_app(model_path: Path, with_verdicts: bool = True) -> FastAPI:
-    """Return the dashboard of a model file, with the page at `/` and its state of health at `/health`.
+@dataclass(frozen=True)
+class Access:
+    """Who may ask, and by which address.
+
+    Attributes:
+        names: by which the server may be called, see `own_names`.
+        token: that every request must carry; None asks for none.
+        root_path: under which a proxy shows the server, such as `/cells`; empty at the top.
+    """
+
+    names: frozenset[str] = own_names("127.0.0.1")
+    token: str | None = None
+    root_path: str = ""
+
+
+def build_app(
+    model_path: Path,
+    with_verdicts: bool = True,
+    access: Access = Access(),
+    reading_log: ReadingLog | None = None,
+) -> FastAPI:
+    """Return the dashboard of a model file: the page at `/`, the API at `PREFIX`, its health at `/health`.
 
     Args:
         model_path: a model file, see `load_model_file`.
         with_verdicts: whether maps are held against controls.
+        access: who may ask.
+        reading_log: takes what readers call the cells; None keeps nothing.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
@@ -56,36 +84,41 @@ def build_app(model_path: Path, with_verdicts: bool = True) -> FastAPI:
     classifier = Classifier.from_file(model_path)
     # The folder names the run; its parents are nobody's business.
     name = "/".join(Path(model_path).resolve().parts[-2:])
-    uploads = Path(tempfile.gettempdir()) / f"cervicyte-{secrets.token_hex(8)}"
+    uploads = new_folder_name()
+    monitor = Monitor()
+    batcher = Batcher(classifier, on_batch=monitor.batches.observe)
+    monitor.watch(lambda: batcher.waiting)
 
     @contextlib.asynccontextmanager
     async def with_upload_folder(app: FastAPI) -> AsyncIterator[None]:
-        uploads.mkdir(mode=0o700)
-        try:
+        with private_folder(uploads), contextlib.closing(batcher):
             yield
-        finally:
-            shutil.rmtree(uploads, ignore_errors=True)
 
     app = FastAPI(
         title="Cervicyte",
         version=__version__,
         lifespan=with_upload_folder,
-        # FastAPI's pages of documentation load their scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
-        openapi_url=None,
+        openapi_url=None,  # the API has its own
+        root_path=access.root_path,
     )
-    app.add_middleware(SecurityHeaders)
+    if access.token is not None:
+        app.add_middleware(TokenGate, token=access.token, root_path=access.root_path)
+    app.add_middleware(OwnNames, names=access.names)
+    app.add_middleware(SecurityHeaders)  # outermost: whatever is answered has them
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok", "model": name, "version": __version__, "notice": RESEARCH_USE_ONLY}
 
+    app.mount(PREFIX, build_api(classifier, name, batcher, monitor))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
     return gr.mount_gradio_app(
         app,
         build_page(classifier, name, with_verdicts=with_verdicts),
         path="/",
+        root_path=access.root_path or None,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -106,45 +139,85 @@ def serve(
     port: int = 7860,
     open_browser: bool = True,
     with_verdicts: bool = True,
+    *,
+    token: str | None = None,
+    token_file: Path | None = None,
+    allowed_names: Iterable[str] = (),
+    root_path: str = "",
+    log: Path | None = None,
 ) -> None:
     """Serve the dashboard until Ctrl-C; print its address when it is ready.
 
     Args:
         model_path: a model file, see `load_model_file`.
-        host: only this machine can reach the default; any other address is warned of.
+        host: only this machine can reach the default; any other needs a token.
         port: 0 takes a free one.
         open_browser: open the page when it is ready.
         with_verdicts: whether maps are held against controls.
+        token: that every request must carry. Without one here, in `token_file` or in the environment's
+            `CERVICYTE_TOKEN`, one is made and shown where others can reach the server.
+        token_file: holds the token.
+        allowed_names: by which the server may be called beside its own, such as a proxy's.
+        root_path: under which a proxy shows the server, such as `/cells`.
+        log: a reading log, which is made if it is not there; see `ReadingLog`.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
-        UsageError: the address cannot be used.
+        ReadingLogError: the log cannot be used.
+        UsageError: the address, the token or the path cannot be used.
     """
+    chosen, made_here = chosen_token(host, token, token_file, os.environ.get(TOKEN_VARIABLE))
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise UsageError(f"--root-path {root_path}: must begin with / and not end with it, such as /cells.")
     # Bound before the model is loaded: a port that is taken is told at once.
     with _bound(host, port) as listener:
-        app = build_app(model_path, with_verdicts)
+        reading_log = None if log is None else ReadingLog(log)
+        access = Access(own_names(host, allowed_names), chosen, root_path)
+        app = build_app(model_path, with_verdicts, access, reading_log)
         shown_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host
         address = f"http://{shown_host}:{listener.getsockname()[1]}"
-        if not _is_loopback(host):
+        opened = address if chosen is None else f"{address}/?{PARAMETER}={chosen}"
+        if not is_loopback(host):
             print(
-                f"Warning: listening on {host}, every machine that reaches this one can use the dashboard, "
-                "without a password and without encryption.",
+                f"Warning: listening on {host}, every machine that reaches this one and knows the token can "
+                "use the dashboard, without encryption; put a proxy with TLS before it.",
                 file=sys.stderr,
                 flush=True,
             )
 
         def announce() -> None:
-            print(f"{RESEARCH_USE_ONLY}\nDashboard ready at {address} (Ctrl-C ends it)", flush=True)
+            # A token that its owner has chosen is not shown.
+            print(
+                f"{RESEARCH_USE_ONLY}\nDashboard ready at {opened if made_here else address} (Ctrl-C ends it)"
+            )
+            if reading_log is not None:
+                print(f"Readings are kept in {reading_log.path}")
+            sys.stdout.flush()
             if open_browser:
                 # Some systems' browsers hold the call until they close.
-                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+                threading.Thread(target=webbrowser.open, args=(opened,), daemon=True).start()
 
-        settings = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=SECONDS_FOR_OPEN_PAGES)
+        _log_to_stderr()
+        # No access log: addresses and names of files are nobody's business.
+        settings = uvicorn.Config(
+            app,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SECONDS_FOR_OPEN_PAGES,
+        )
         # Uvicorn ends in good order, then raises the signal that ended it once more.
         with contextlib.suppress(KeyboardInterrupt):
             AnnouncingServer(settings, announce).run([listener])
         print("Dashboard ended.", flush=True)
+
+
+def _log_to_stderr() -> None:
+    if not LOGGER.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        LOGGER.addHandler(handler)
 
 
 class AnnouncingServer(uvicorn.Server):
@@ -162,27 +235,6 @@ class AnnouncingServer(uvicorn.Server):
             self.announce()
 
 
-class SecurityHeaders:
-    """Tells the browser with every answer to ask no other address and to keep this one to itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an application."""
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and its answer back with the headers."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["X-Content-Type-Options"] = "nosniff"
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
 def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -192,10 +244,3 @@ def _bound(host: str, port: int) -> socket.socket:
             f"Port {port} of {host} cannot be used ({reason}); end the program that uses it, or choose "
             "another with --port."
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

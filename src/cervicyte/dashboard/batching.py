@@ -1,0 +1,240 @@
+"""Answers for many who ask at once: their images go through the network together, one queue for all.
+
+The queue holds files, not decoded images, and is bounded: when it is full, whoever comes next is sent away at
+once instead of being kept waiting (`Busy`). One thread takes what has gathered while it was at work, so that
+images wait for each other no longer than the network is busy anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cervicyte.dashboard.limits import MAX_EXPLAINED_PIXELS, MAX_PIXELS, MAX_WAITING
+from cervicyte.errors import CervicyteError
+from cervicyte.evaluation.answers import Prediction
+from cervicyte.evaluation.predictions import BATCH
+from cervicyte.explanation.verdict import Verdict
+from cervicyte.images.reader import read_image
+from cervicyte.inference.classifier import Classifier
+
+PIXELS_AT_ONCE = 2 * MAX_PIXELS  # decoded, in memory
+LOGGER = logging.getLogger("cervicyte")
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which maps are asked for.
+
+    Attributes:
+        classes: by name.
+        layer, method: see `Classifier.explain`.
+        with_verdict: whether the map of the predicted class is held against controls.
+    """
+
+    classes: tuple[str, ...]
+    layer: str
+    method: str
+    with_verdict: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for one image.
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB, if maps were asked for: they lie over it.
+        height, width: of the image in pixels.
+        prediction: what the network says.
+        maps: class -> float32 [H, W], of the classes that were asked for.
+        verdict: on the map of the predicted class, if it was asked for.
+    """
+
+    image: np.ndarray | None
+    height: int
+    width: int
+    prediction: Prediction
+    maps: dict[str, np.ndarray]
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One image whose answer is awaited.
+
+    Attributes:
+        content: the file's bytes.
+        name: what errors call it.
+        wanted: maps, or None if a prediction is enough.
+        answer: will hold a `Found`, or the error.
+    """
+
+    content: bytes
+    name: str
+    wanted: Wanted | None = None
+    answer: Future[Found] = field(default_factory=Future)
+
+
+class Batcher:
+    """Sends the images of all who ask through one classifier, together where they wait together.
+
+    Attributes:
+        ready: set once a first image has gone through the network, which is slower than all later ones.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        most_waiting: int = MAX_WAITING,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            classifier: answers.
+            most_waiting: images, beside those at work.
+            on_batch: is told how many images went through the network together.
+        """
+        self.classifier = classifier
+        self.ready = threading.Event()
+        self._most_waiting = most_waiting
+        self._on_batch = on_batch
+        self._waiting: deque[Asked] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="cervicyte-batches", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many images wait."""
+        return len(self._waiting)
+
+    def submit(self, asked: Sequence[Asked]) -> None:
+        """Take images in, all or none; their `answer` comes later. A cancelled one is not worked on.
+
+        Raises:
+            Busy: there is no room for all of them, or the batcher was closed.
+        """
+        with self._changed:
+            if len(self._waiting) + len(asked) > self._most_waiting:
+                self._waiting = deque(one for one in self._waiting if not one.answer.cancelled())
+            if self._closed or len(self._waiting) + len(asked) > self._most_waiting:
+                raise Busy
+            self._waiting.extend(asked)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread; what still waits is cancelled."""
+        with self._changed:
+            self._closed = True
+            for one in self._waiting:
+                one.answer.cancel()
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            self.classifier.predict([np.zeros((64, 64, 3), np.uint8)])
+            self.ready.set()
+        except Exception as error:
+            log_failure(error)
+        while (batch := self._gathered()) is not None:
+            try:
+                self._answer(batch)
+            except Exception as error:  # whatever it was, the next batch is not to suffer from it
+                log_failure(error)
+                for one in batch:
+                    _fail(one, error)
+
+    def _gathered(self) -> list[Asked] | None:
+        """Wait for images and return what has gathered, at most a batch; None when closed."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+
+    def _answer(self, batch: Sequence[Asked]) -> None:
+        """Read and answer a batch, in parts whose decoded images lie in memory at once."""
+        part: list[tuple[Asked, np.ndarray]] = []
+        pixels = 0
+        for one in batch:
+            if not one.answer.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
+            try:
+                most = MAX_PIXELS if one.wanted is None else MAX_EXPLAINED_PIXELS
+                image = read_image(one.content, name=one.name, max_pixels=most)
+            except CervicyteError as error:
+                one.answer.set_exception(error)
+                continue
+            part.append((one, image))
+            pixels += image.shape[0] * image.shape[1]
+            if pixels >= PIXELS_AT_ONCE:
+                self._answer_decoded(part)
+                part, pixels = [], 0
+        self._answer_decoded(part)
+
+    def _answer_decoded(self, part: Sequence[tuple[Asked, np.ndarray]]) -> None:
+        if not part:
+            return
+        self._on_batch(len(part))
+        try:
+            predictions = self.classifier.predict([image for _, image in part])
+        except Exception as error:
+            if len(part) == 1:
+                log_failure(error)
+                _fail(part[0][0], error)
+                return
+            for one in part:  # one image's failure is not to be the others'
+                self._answer_decoded([one])
+            return
+        answered = [(*one, prediction) for one, prediction in zip(part, predictions, strict=True)]
+        # Maps take longer: who wants none does not wait for them.
+        for asked, image, prediction in sorted(answered, key=lambda one: one[0].wanted is not None):
+            try:
+                found = self._found(asked.wanted, image, prediction)
+            except Exception as error:
+                if not isinstance(error, CervicyteError):
+                    log_failure(error)
+                _fail(asked, error)
+            else:
+                asked.answer.set_result(found)
+
+    def _found(self, wanted: Wanted | None, image: np.ndarray, prediction: Prediction) -> Found:
+        height, width = image.shape[:2]
+        if wanted is None:
+            return Found(None, height, width, prediction, {}, None)
+        maps = self.classifier.explain(image, wanted.classes, wanted.layer, wanted.method)
+        verdict = None
+        if wanted.with_verdict:
+            preprocessed = self.classifier.model.preprocessing(image)
+            verdict = self.classifier.judge(preprocessed, prediction.class_name, wanted.layer, wanted.method)
+        return Found(image, height, width, prediction, maps, verdict)
+
+
+def log_failure(error: BaseException) -> None:
+    """Log where the program failed and on what kind of error: its text might hold what belongs to a user."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" in {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    LOGGER.error("%s%s", type(error).__name__, where)
+
+
+def _fail(one: Asked, error: BaseException) -> None:
+    if not one.answer.done():
+        one.answer.set_exception(error)

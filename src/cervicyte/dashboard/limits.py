@@ -1,0 +1,17 @@
+"""How much the server takes: each limit holds before a pixel is decoded."""
+
+from __future__ import annotations
+
+MAX_UPLOAD_MB = 50
+"""Bound for one file and for the body of one request to the API, in MiB."""
+MAX_PIXELS = 20_000_000
+"""Bound for one image, height times width; a whole SIPaKMeD field has 3.1 million."""
+MAX_EXPLAINED_PIXELS = 5_000_000
+"""Bound for one image whose maps are asked for: five maps of it lie in memory."""
+MAX_IMAGES = 32  # in one request
+MAX_EXPLAINED_IMAGES = 4  # in one request for maps
+MAX_WAITING = 96  # images of all requests that wait for the network
+MAX_BODIES_MB = 400  # of all requests at once, in memory
+MAX_NAME = 200  # characters of an image's name; what is longer is cut
+SHOWN_SIDE = 1024  # pixels; larger pictures and maps are given smaller
+SECONDS_TO_RETRY = 2  # what a request that finds no room is told

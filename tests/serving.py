@@ -1,0 +1,70 @@
+"""What the tests of the server share: a small model, images, and the API without its pages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from cervicyte.dashboard.api import PREFIX, build_api
+from cervicyte.dashboard.batching import Batcher
+from cervicyte.dashboard.monitoring import Monitor
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.inference.classifier import Classifier
+from cervicyte.network.model_file import ModelFile
+from cervicyte.network.resnet import CBAMResNet50
+
+CLASSES = ("Dyskeratotic", "Koilocytotic", "Parabasal")
+
+
+def small_classifier() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(ModelFile(CBAMResNet50(3), CLASSES, Preprocessing(image_size=32)), device="cpu")
+
+
+@contextlib.contextmanager
+def api_of(classifier: Classifier, most_waiting: int = 96) -> Iterator[FastAPI]:
+    """Yield an application with the API alone; `app.state.batcher` answers."""
+    monitor = Monitor()
+    app = FastAPI()
+    with contextlib.closing(Batcher(classifier, most_waiting, monitor.batches.observe)) as batcher:
+        monitor.watch(lambda: batcher.waiting)
+        app.state.batcher = batcher
+        app.mount(PREFIX, build_api(classifier, "run/best_model.pth", batcher, monitor))
+        batcher.ready.wait(60)
+        yield app
+
+
+@contextlib.contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application in a thread; yield its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def png_of(seed: int, height: int = 30, width: int = 40) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return encoded(Image.fromarray(pixels))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
