@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -68,3 +70,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     data = io.BytesIO()
     image.save(data, kind, **options)
     return data.getvalue()
+
+
+def png_that_states(width: int, height: int) -> bytes:
+    """Return a small PNG file whose header states any size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
