@@ -152,6 +152,43 @@ def training_lines(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def serving_lines(content: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Serving",
+        "",
+        f"One server, {content['clients']} clients, each with an image of its own, against one client; "
+        f"{content['threads'] or 'all'} threads; load of the machine when it began "
+        f"{content['load_average_1_min']:.1f}.",
+        "",
+        "| asked for | clients | median time to answer | 95th percentile | requests a second |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for path in ("predict", "explain"):
+        for clients, key in ((1, "one_at_a_time"), (content["clients"], "at_once")):
+            one = content[path][key]
+            lines.append(
+                f"| {path} | {clients} | {one['p50_s']:.2f} s | {one['p95_s']:.2f} s | "
+                f"{one['requests_per_s']:.1f} |"
+            )
+    starts = ", ".join(f"{one:.1f}" for one in content["seconds_to_ready"])
+    memory = content["memory_mib"]
+    return [
+        *lines,
+        "",
+        f"From the start of the process to ready: {starts} s; goal: at most "
+        f"{content['goal_seconds_to_ready']:.0f} s. Memory after the predictions {memory['after_predictions']:,.0f} "
+        f"MiB, after all {memory['after_all']:,.0f} MiB. No answer under load differs from the one that its image "
+        f"had alone by more than {largest_difference(content):.0e} of a probability.",
+        "",
+        origin(content),
+        "",
+    ]
+
+
+def largest_difference(content: dict[str, Any]) -> float:
+    return max(content[path]["largest_difference_of_a_probability"] for path in ("predict", "explain"))
+
+
 def page() -> str:
     """Return the whole page as Markdown."""
     lines = [
@@ -165,6 +202,7 @@ def page() -> str:
         *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
         *explanation_lines(read("explanation_speed")),
         *training_lines(read("training_speed")),
+        *serving_lines(read("serving_load")),
     ]
     return "\n".join(lines)
 

@@ -34,12 +34,12 @@ def small_classifier() -> Classifier:
 
 @contextlib.contextmanager
 def api_of(classifier: Classifier, most_waiting: int = 96) -> Iterator[FastAPI]:
-    """Yield an application with the API alone; `app.state.batcher` answers."""
+    """Yield an application with the API alone; `app.state` has its batcher and monitor."""
     monitor = Monitor()
     app = FastAPI()
     with contextlib.closing(Batcher(classifier, most_waiting, monitor.batches.observe)) as batcher:
         monitor.watch(lambda: batcher.waiting)
-        app.state.batcher = batcher
+        app.state.batcher, app.state.monitor = batcher, monitor
         app.mount(PREFIX, build_api(classifier, "run/best_model.pth", batcher, monitor))
         batcher.ready.wait(60)
         yield app

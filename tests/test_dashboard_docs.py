@@ -1,0 +1,80 @@
+"""The pages on the server name every option, address, limit and counter."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import PROJECT
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from cervicyte.cli import app
+from cervicyte.dashboard import limits
+
+SERVER = (PROJECT / "docs" / "dashboard_server.md").read_text()
+DEPLOYMENT = (PROJECT / "docs" / "deployment.md").read_text()
+
+
+@pytest.mark.parametrize("path", [("serve",), ("log", "verify"), ("log", "export")], ids=" ".join)
+def test_the_page_lists_every_option(path):
+    command = get_command(app)
+    for name in path:
+        assert isinstance(command, TyperGroup)
+        command = command.commands[name]
+    options = [name for one in command.params for name in (*one.opts, *one.secondary_opts) if name[0] == "-"]
+    assert options
+    rows = [line.split("|")[1] for line in SERVER.splitlines() if line.startswith("| `-")]
+    for option in options:
+        assert any(f"`{option}`" in row for row in rows), option
+
+
+def test_options_in_the_examples_are_options():
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    known = {name for one in group.commands["serve"].params for name in (*one.opts, *one.secondary_opts)}
+    unit = re.search(r"ExecStart=(.*?[^\\])\n", DEPLOYMENT, re.DOTALL)
+    assert unit is not None
+    used = re.findall(r"--[a-z-]+", unit[1])
+    assert len(used) > 3
+    assert set(used) <= known
+
+
+def test_the_limits_on_the_page_are_the_programs():
+    for said in (
+        f"up to {limits.MAX_IMAGES} images",
+        f"up to {limits.MAX_EXPLAINED_IMAGES} images",
+        f"holds {limits.MAX_UPLOAD_MB} MB at most",
+        f"{limits.MAX_PIXELS // 1_000_000} million pixels",
+        f"({limits.MAX_EXPLAINED_PIXELS // 1_000_000} million for maps)",
+        f"Up to {limits.MAX_WAITING} images wait",
+        f"longer than {limits.SHOWN_SIDE:,} pixels",
+    ):
+        assert said in SERVER, said
+
+
+def test_the_page_lists_every_address_and_counter():
+    from serving import api_of, small_classifier
+
+    from cervicyte.dashboard.api import DescribedAPI
+
+    with api_of(small_classifier()) as served:
+        (api,) = (
+            route.app for route in served.routes if isinstance(getattr(route, "app", None), DescribedAPI)
+        )
+        described = api.openapi()
+        names = {
+            line.split()[2]
+            for line in served.state.monitor.text().splitlines()
+            if line.startswith("# TYPE cervicyte") and "_created" not in line
+        }
+    for path, methods in described["paths"].items():
+        for method in methods:
+            assert f"| `{method.upper()} {path}` |" in SERVER, path
+    assert len(names) == 5
+    for name in names:
+        assert f"| `{name}` |" in DEPLOYMENT, name
+    parameters = [one["name"] for one in described["paths"]["/explain"]["post"]["parameters"]]
+    assert parameters == ["class", "method", "layer", "maps", "verdict"]
+    for name in parameters:
+        assert f"| `{name}` |" in SERVER
