@@ -176,9 +176,10 @@ def serving_lines(content: dict[str, Any]) -> list[str]:
         *lines,
         "",
         f"From the start of the process to ready: {starts} s; goal: at most "
-        f"{content['goal_seconds_to_ready']:.0f} s. Memory after the predictions {memory['after_predictions']:,.0f} "
-        f"MiB, after all {memory['after_all']:,.0f} MiB. No answer under load differs from the one that its image "
-        f"had alone by more than {largest_difference(content):.0e} of a probability.",
+        f"{content['goal_seconds_to_ready']:.0f} s. Memory after the predictions "
+        f"{memory['after_predictions']:,.0f} MiB, after all {memory['after_all']:,.0f} MiB. No answer under "
+        f"load differs from the one that its image had alone by more than {largest_difference(content):.0e} "
+        "of a probability.",
         "",
         origin(content),
         "",

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from cervicyte.dashboard import access
 from cervicyte.dashboard.access import (
     COOKIE,
+    BelowPath,
     OwnNames,
     SecurityHeaders,
     TokenGate,
@@ -38,6 +39,8 @@ def app_of(token: str | None = None, names: frozenset[str] | None = None, root_p
         app.add_middleware(TokenGate, token=token, root_path=root_path)
     app.add_middleware(OwnNames, names=own_names("127.0.0.1") if names is None else names)
     app.add_middleware(SecurityHeaders)
+    if root_path:
+        app.add_middleware(BelowPath, root_path=root_path)
     return app
 
 
@@ -101,7 +104,8 @@ def test_a_browser_without_it_is_shown_a_form_that_signs_it_in(client):
 
 def test_no_address_leads_a_signed_in_browser_elsewhere(client):
     for path in ("//evil.example", "/\\evil.example"):
-        location = client.get(f"http://127.0.0.1:7860{path}?token={TOKEN}", headers=PAGE).headers["location"]
+        browser = client_of(client.app)
+        location = browser.get(f"http://127.0.0.1:7860{path}?token={TOKEN}", headers=PAGE).headers["location"]
         assert "evil" in location
         assert re.match(r"/[^/\\]", location)
 
@@ -117,6 +121,18 @@ def test_behind_a_proxy_the_form_and_the_cookie_are_for_its_path():
     response = client.post("/login", data={"token": TOKEN})
     assert response.headers["location"] == "/cells/"
     assert "Path=/cells" in response.headers["set-cookie"]
+    response = client.get(f"/cells/file?token={TOKEN}", headers=PAGE)
+    assert response.text == "inside"  # signed in
+
+
+@pytest.mark.parametrize("prefix", ["", "/cells"], ids=["taken off by the proxy", "left on"])
+def test_a_proxy_may_leave_its_path_on_or_take_it_off(prefix):
+    client = client_of(app_of(TOKEN, root_path="/cells"))
+    assert client.get(f"{prefix}/health").text == "inside"
+    assert client.get(f"{prefix}/api/v1/predict").status_code == 401
+    response = client.get(f"{prefix}/file?token={TOKEN}", headers=PAGE)
+    assert response.headers["location"] == "/cells/file"
+    assert client.get(f"{prefix}/file").text == "inside"
 
 
 def test_whether_the_server_lives_may_be_asked_by_all(client):

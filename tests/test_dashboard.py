@@ -96,40 +96,6 @@ def test_pages_that_load_scripts_from_elsewhere_are_not_served(client, path):
     assert client.get(path).status_code == 404
 
 
-@pytest.fixture(scope="module")
-def gated(classifier, tmp_path_factory):
-    path = tmp_path_factory.mktemp("gated") / "best_model.pth"
-    save_model(path, classifier.model)
-    access = server.Access(server.own_names("127.0.0.1"), "a-token-of-the-test", "/cells")
-    with TestClient(server.build_app(path, access=access), base_url=HOME) as client:
-        yield client
-
-
-def test_with_a_token_neither_pages_nor_uploads_nor_the_api_are_open(gated):
-    for path in ("/config", "/theme.css", "/gradio_api/info", "/gradio_api/queue/data", "/api/v1/model"):
-        assert gated.get(path).status_code == 401
-    assert gated.post("/gradio_api/upload", files={"files": ("a.png", b"content")}).status_code == 401
-    assert gated.get("/health").json()["status"] == "ok"
-    bearer = {"authorization": "Bearer a-token-of-the-test"}
-    assert gated.get("/api/v1/model", headers=bearer).json()["class_names"] == list(CLASSES)
-
-
-def test_behind_a_proxy_everything_is_asked_below_its_path(gated):
-    bearer = {"authorization": "Bearer a-token-of-the-test"}
-    assert gated.get("/config", headers=bearer).json()["root"] == f"{HOME}/cells"
-    described = gated.get("/api/v1/openapi.json", headers=bearer).json()
-    assert described["servers"] == [{"url": "/cells/api/v1"}]
-    assert f'"root":"{HOME}/cells"' in gated.get("/", headers=bearer).text.replace('": "', '":"')
-
-
-def test_the_api_stands_beside_the_pages_and_has_the_same_headers(client):
-    response = client.get("/api/v1/ready")
-    assert response.status_code in (200, 503)  # the warm-up may still run
-    assert client.get("/api/v1/model").json()["model"]["name"] == "my_run/best_model.pth"
-    assert response.headers["content-security-policy"].startswith("default-src 'self'")
-    assert client.get("/", headers={"host": "evil.example"}).status_code == 421
-
-
 def test_an_upload_over_the_bound_is_refused(client):
     content = bytes(page.MAX_UPLOAD_MB * 1024**2 + 1)
     assert client.post("/gradio_api/upload", files={"files": ("big.png", content)}).status_code == 413

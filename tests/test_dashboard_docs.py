@@ -59,9 +59,8 @@ def test_the_page_lists_every_address_and_counter():
     from cervicyte.dashboard.api import DescribedAPI
 
     with api_of(small_classifier()) as served:
-        (api,) = (
-            route.app for route in served.routes if isinstance(getattr(route, "app", None), DescribedAPI)
-        )
+        mounted = [getattr(route, "app", None) for route in served.routes]
+        (api,) = (one for one in mounted if isinstance(one, DescribedAPI))
         described = api.openapi()
         names = {
             line.split()[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import socket
 import threading
 import time
@@ -232,6 +233,10 @@ def test_at_the_end_those_who_wait_are_let_go(classifier, slow):
         second.answer.result(1)
 
 
+def _note(order: list[str], name: str, answer: object) -> None:
+    order.append(name)
+
+
 def test_who_wants_no_maps_does_not_wait_for_those_of_others(classifier):
     order: list[str] = []
     batcher = Batcher(classifier)
@@ -239,7 +244,7 @@ def test_who_wants_no_maps_does_not_wait_for_those_of_others(classifier):
     maps = Asked(png_of(0), "maps", Wanted(CLASSES, "layer4", "grad-cam++"))
     plain = Asked(png_of(1), "plain")
     for one in (maps, plain):
-        one.answer.add_done_callback(lambda _, name=one.name: order.append(name))
+        one.answer.add_done_callback(functools.partial(_note, order, one.name))
     batcher.submit([maps, plain])
     maps.answer.result(30)
     batcher.close()

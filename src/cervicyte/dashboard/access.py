@@ -106,6 +106,23 @@ def own_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
     return frozenset(names)
 
 
+class BelowPath:
+    """Tells the application the path under which a proxy shows it, whether or not the proxy takes it off."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        """Wrap an application; `root_path` is such as `/cells`."""
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole path, as ASGI has it."""
+        if scope["type"] in ("http", "websocket"):
+            path = scope["path"]
+            if path != self.root_path and not path.startswith(self.root_path + "/"):
+                path = self.root_path + path
+            scope = {**scope, "root_path": self.root_path, "path": path}
+        await self.app(scope, receive, send)
+
+
 class SecurityHeaders:
     """Tells the browser with every answer to ask no other address and to keep this one to itself."""
 
@@ -235,7 +252,7 @@ class TokenGate:
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path within the application, whether or not a proxy leaves its own before it."""
+    """Return the path within the application, without the one under which a proxy shows it."""
     path, root = str(scope.get("path", "")), str(scope.get("root_path", ""))
     return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
 

@@ -27,6 +27,7 @@ from fastapi import FastAPI
 from cervicyte import __version__
 from cervicyte.dashboard.access import (
     PARAMETER,
+    BelowPath,
     OwnNames,
     SecurityHeaders,
     TokenGate,
@@ -101,12 +102,13 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # the API has its own
-        root_path=access.root_path,
     )
     if access.token is not None:
         app.add_middleware(TokenGate, token=access.token, root_path=access.root_path)
     app.add_middleware(OwnNames, names=access.names)
-    app.add_middleware(SecurityHeaders)  # outermost: whatever is answered has them
+    app.add_middleware(SecurityHeaders)  # around the others: whatever is answered has them
+    if access.root_path:
+        app.add_middleware(BelowPath, root_path=access.root_path)
 
     @app.get("/health")
     def health() -> dict[str, str]:

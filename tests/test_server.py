@@ -1,0 +1,148 @@
+"""The server as it is served: token, proxy, API and pages in one, and what a killed one leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from serving import CLASSES, png_of, small_classifier
+
+from cervicyte.dashboard import server
+from cervicyte.errors import UsageError
+from cervicyte.network.model_file import save_model
+
+HOME = "http://127.0.0.1"
+TOKEN = "a-token-of-the-test"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("private") / "my_run" / "best_model.pth"
+    save_model(path, small_classifier().model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gated(model_path) -> Iterator[TestClient]:
+    access = server.Access(server.own_names("127.0.0.1"), TOKEN, "/cells")
+    with TestClient(server.build_app(model_path, access=access), base_url=HOME) as client:
+        yield client
+
+
+def test_with_a_token_neither_pages_nor_uploads_nor_the_api_are_open(gated):
+    for path in ("/config", "/theme.css", "/gradio_api/info", "/gradio_api/queue/data", "/api/v1/model"):
+        assert gated.get(path).status_code == 401
+    assert gated.post("/gradio_api/upload", files={"files": ("a.png", b"content")}).status_code == 401
+    assert gated.get("/health").json()["status"] == "ok"
+    assert gated.get("/api/v1/model", headers=BEARER).json()["class_names"] == list(CLASSES)
+
+
+def test_behind_a_proxy_everything_is_asked_below_its_path(gated):
+    assert gated.get("/config", headers=BEARER).json()["root"] == f"{HOME}/cells"
+    described = gated.get("/api/v1/openapi.json", headers=BEARER).json()
+    assert described["servers"] == [{"url": "/cells/api/v1"}]
+    assert f'"root":"{HOME}/cells"' in gated.get("/", headers=BEARER).text.replace('": "', '":"')
+
+
+def test_the_api_stands_beside_the_pages_and_has_the_same_headers(gated):
+    response = gated.get("/api/v1/model", headers=BEARER)
+    assert response.json()["model"]["name"] == "my_run/best_model.pth"
+    assert response.headers["content-security-policy"].startswith("default-src 'self'")
+    assert gated.get("/health", headers={"host": "evil.example"}).status_code == 421
+
+
+@pytest.mark.parametrize("root_path", ["cells", "/cells/", "/"])
+def test_a_path_that_no_proxy_can_have_is_refused(root_path):
+    with pytest.raises(UsageError, match="must begin with / and not end with it"):
+        server.serve(Path("never_read.pth"), port=0, root_path=root_path)
+
+
+# --- a process of its own --------------------------------------------------------------------------
+
+
+def started(model_path: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str], str, Path]:
+    """Start `cervicyte serve` with a folder for its temporary files; return it, its address, its output."""
+    said = folder.parent / f"said_{time.monotonic_ns()}.txt"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "cervicyte",
+            "serve",
+            str(model_path),
+            "--no-browser",
+            "--port",
+            "0",
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=said.open("w"),
+        text=True,
+        env={**{k: v for k, v in os.environ.items() if k != "GRADIO_TEMP_DIR"}, "TMPDIR": str(folder)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    address = re.search(r"http://\S+", process.stdout.readline())
+    assert address is not None, said.read_text()
+    return process, address[0], said
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform == "win32", reason="a killed server's folder is left to the system there")
+def test_a_killed_server_leaves_uploads_that_the_next_start_removes(model_path, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    cell = png_of(7)
+    killed, address, _ = started(model_path, folder)
+    held = httpx.post(f"{address}/gradio_api/upload", files={"files": ("my-cell.png", cell)}).json()[0]
+    assert httpx.post(f"{address}/api/v1/predict", files={"images": cell}, timeout=60).status_code == 200
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert [path.read_bytes() for path in files_below(folder)] == [cell]
+    assert folder in Path(held).parents
+    living, address, said = started(model_path, folder)
+    try:
+        assert files_below(folder) == []
+        assert httpx.post(f"{address}/api/v1/predict", files={"images": cell}, timeout=60).status_code == 200
+        httpx.post(f"{address}/api/v1/predict", files={"images": ("my-cell.png", b"text")}, timeout=60)
+        assert files_below(folder) == []
+    finally:
+        living.send_signal(signal.SIGINT)
+        told, _ = living.communicate(timeout=60)
+    assert list(folder.iterdir()) == []
+    assert "my-cell" not in told + said.read_text()
+
+
+@pytest.mark.full
+def test_a_server_that_others_can_reach_shows_a_token_and_lets_in_by_it(model_path, tmp_path):
+    process, address, said = started(model_path, tmp_path, "--host", "0.0.0.0")
+    try:
+        home, token = address.split("/?token=")
+        assert "without encryption" in said.read_text()
+        with httpx.Client(base_url=home, timeout=60) as client:
+            assert client.get("/api/v1/model").status_code == 401
+            model = client.get("/api/v1/model", headers={"authorization": f"Bearer {token}"})
+            assert model.json()["class_names"] == list(CLASSES)
+            assert client.get("/", headers={"accept": "text/html"}).status_code == 401
+            signed_in = client.get(f"/?token={token}", follow_redirects=True)
+            assert signed_in.status_code == 200
+            assert "gradio" in signed_in.text
+            assert client.get("/api/v1/model").status_code == 200  # by the cookie
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert token not in said.read_text()
