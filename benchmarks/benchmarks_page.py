@@ -170,13 +170,16 @@ def serving_lines(content: dict[str, Any]) -> list[str]:
                 f"| {path} | {clients} | {one['p50_s']:.2f} s | {one['p95_s']:.2f} s | "
                 f"{one['requests_per_s']:.1f} |"
             )
-    starts = ", ".join(f"{one:.1f}" for one in content["seconds_to_ready"])
+    starts, at_work = (
+        ", ".join(f"{one:.1f}" for one in content[key])
+        for key in ("seconds_to_ready", "processor_seconds_to_ready")
+    )
     memory = content["memory_mib"]
     return [
         *lines,
         "",
-        f"From the start of the process to ready: {starts} s; goal: at most "
-        f"{content['goal_seconds_to_ready']:.0f} s. Memory after the predictions "
+        f"From the start of the process to ready: {starts} s, of which {at_work} s at work; goal: at "
+        f"most {content['goal_seconds_to_ready']:.0f} s. Memory after the predictions "
         f"{memory['after_predictions']:,.0f} MiB, after all {memory['after_all']:,.0f} MiB. No answer under "
         f"load differs from the one that its image had alone by more than {largest_difference(content):.0e} "
         "of a probability.",
