@@ -66,7 +66,7 @@ def started(port: int) -> tuple[subprocess.Popen[bytes], float]:
 
 
 def processor_seconds(process: int) -> float | None:
-    """Return how long a process has been at work, in all its threads: other load does not lengthen it much."""
+    """Return how long a process has been at work, in all its threads; other load lengthens it little."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
