@@ -31,7 +31,7 @@ from cervicyte.provenance import provenance, write_json
 
 CLIENTS = 32
 MOST_SECONDS_TO_READY = 6.0  # the project's goal
-PATIENCE = 120  # seconds
+PATIENCE = 600  # seconds
 CLOSE = 1e-3  # of a probability: batches of another size sum in another order
 Timed = tuple[float, dict[str, float]]
 

@@ -20,6 +20,7 @@ from cervicyte.dashboard import server
 from cervicyte.errors import UsageError
 from cervicyte.network.model_file import save_model
 
+PATIENCE = 300  # seconds, for a busy machine
 HOME = "http://127.0.0.1"
 TOKEN = "a-token-of-the-test"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -108,8 +109,12 @@ def test_a_killed_server_leaves_uploads_that_the_next_start_removes(model_path, 
     folder.mkdir()
     cell = png_of(7)
     killed, address, _ = started(model_path, folder)
-    held = httpx.post(f"{address}/gradio_api/upload", files={"files": ("my-cell.png", cell)}).json()[0]
-    assert httpx.post(f"{address}/api/v1/predict", files={"images": cell}, timeout=60).status_code == 200
+    held = httpx.post(
+        f"{address}/gradio_api/upload", files={"files": ("my-cell.png", cell)}, timeout=PATIENCE
+    ).json()[0]
+    assert (
+        httpx.post(f"{address}/api/v1/predict", files={"images": cell}, timeout=PATIENCE).status_code == 200
+    )
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert [path.read_bytes() for path in files_below(folder)] == [cell]
@@ -117,12 +122,15 @@ def test_a_killed_server_leaves_uploads_that_the_next_start_removes(model_path, 
     living, address, said = started(model_path, folder)
     try:
         assert files_below(folder) == []
-        assert httpx.post(f"{address}/api/v1/predict", files={"images": cell}, timeout=60).status_code == 200
-        httpx.post(f"{address}/api/v1/predict", files={"images": ("my-cell.png", b"text")}, timeout=60)
+        assert (
+            httpx.post(f"{address}/api/v1/predict", files={"images": cell}, timeout=PATIENCE).status_code
+            == 200
+        )
+        httpx.post(f"{address}/api/v1/predict", files={"images": ("my-cell.png", b"text")}, timeout=PATIENCE)
         assert files_below(folder) == []
     finally:
         living.send_signal(signal.SIGINT)
-        told, _ = living.communicate(timeout=60)
+        told, _ = living.communicate(timeout=PATIENCE)
     assert list(folder.iterdir()) == []
     assert "my-cell" not in told + said.read_text()
 
@@ -133,7 +141,7 @@ def test_a_server_that_others_can_reach_shows_a_token_and_lets_in_by_it(model_pa
     try:
         home, token = address.split("/?token=")
         assert "without encryption" in said.read_text()
-        with httpx.Client(base_url=home, timeout=60) as client:
+        with httpx.Client(base_url=home, timeout=PATIENCE) as client:
             assert client.get("/api/v1/model").status_code == 401
             model = client.get("/api/v1/model", headers={"authorization": f"Bearer {token}"})
             assert model.json()["class_names"] == list(CLASSES)
@@ -144,5 +152,5 @@ def test_a_server_that_others_can_reach_shows_a_token_and_lets_in_by_it(model_pa
             assert client.get("/api/v1/model").status_code == 200  # by the cookie
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert token not in said.read_text()

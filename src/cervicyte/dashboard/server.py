@@ -16,6 +16,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 # Before Gradio is imported: it reports its start to its makers otherwise.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -179,7 +180,7 @@ def serve(
         shown_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host
         address = f"http://{shown_host}:{listener.getsockname()[1]}"
-        opened = address if chosen is None else f"{address}/?{PARAMETER}={chosen}"
+        opened = address if chosen is None else f"{address}/?{PARAMETER}={quote(chosen, safe='')}"
         if not is_loopback(host):
             print(
                 f"Warning: listening on {host}, every machine that reaches this one and knows the token can "
