@@ -132,7 +132,9 @@ def test_a_proxy_may_leave_its_path_on_or_take_it_off(prefix):
     assert client.get(f"{prefix}/api/v1/predict").status_code == 401
     response = client.get(f"{prefix}/file?token={TOKEN}", headers=PAGE)
     assert response.headers["location"] == "/cells/file"
-    assert client.get(f"{prefix}/file").text == "inside"
+    # The browser asks the proxy below /cells, and so sends the cookie.
+    cookie = {"cookie": response.headers["set-cookie"].split(";")[0]}
+    assert client.get(f"{prefix}/file", headers=cookie).text == "inside"
 
 
 def test_whether_the_server_lives_may_be_asked_by_all(client):

@@ -274,8 +274,8 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(client):
 
 
 def test_too_many_images_are_refused(client):
-    assert "more than 32" in refused(client.post(f"{BASE}/predict", **form(*[CELL] * 33)), 413)
-    assert "more than 4" in refused(client.post(f"{BASE}/explain", **form(*[CELL] * 5)), 413)
+    assert "more than 32" in refused(client.post(f"{BASE}/predict", **form(*[CELL] * 33)), 422)
+    assert "more than 4" in refused(client.post(f"{BASE}/explain", **form(*[CELL] * 5)), 422)
     assert "at most 32" in refused(client.post(f"{BASE}/predict", **encoded_images(*[CELL] * 33)), 422)
     assert "at most 4" in refused(client.post(f"{BASE}/explain", **encoded_images(*[CELL] * 5)), 422)
 

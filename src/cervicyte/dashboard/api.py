@@ -590,7 +590,7 @@ async def _images_of_form(request: Request, most: int) -> list[tuple[str, bytes]
         form = await parser.parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
-            raise ProblemError(413, f"The request has more than {most} images; send fewer at once.") from None
+            raise ProblemError(422, f"The request has more than {most} images; send fewer at once.") from None
         if "Too many fields" in error.message:
             raise ProblemError(
                 422, f"Every part must be a file in the field {FIELD!r}, with a name."
