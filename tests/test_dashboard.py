@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
+import io
 import re
 import socket
 import stat
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,22 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cervicyte import __version__
-from cervicyte.dashboard import page, server
-from cervicyte.errors import OversizedImage, UsageError
+from cervicyte.dashboard import cell_view, intake, page, server
+from cervicyte.dashboard import worklist as worklist_module
+from cervicyte.dashboard.cell_view import Looked, look, outline_path
+from cervicyte.dashboard.intake import Arrived
+from cervicyte.dashboard.markup import SHOWN_SIDE
+from cervicyte.dashboard.worklist import Entry, Worklist, filter_html, worklist_html
+from cervicyte.datasets.class_guide import guide_of
+from cervicyte.datasets.classes import HERLEV_CLASSES, SIPAKMED_CLASSES
+from cervicyte.datasets.synthetic import draw_cell
+from cervicyte.errors import UsageError
 from cervicyte.evaluation.familiarity import Judgement
+from cervicyte.explanation.colours import overlay
+from cervicyte.explanation.panels import percent
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
@@ -44,13 +58,6 @@ def client(classifier, tmp_path_factory):
         yield client
 
 
-@pytest.fixture
-def cell_file(tmp_path) -> Path:
-    path = tmp_path / "cell.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).save(path)
-    return path
-
-
 # --- the server ----------------------------------------------------------------------------------
 
 
@@ -67,7 +74,7 @@ def test_the_page_carries_the_notice_the_model_and_its_accuracy(client):
     text = client.get("/").text
     assert RESEARCH_USE_ONLY in text
     assert "my_run/best_model.pth" in text
-    assert "94.1 % on the test part (95 % interval: 92.1 to 95.9)" in text
+    assert "94.1 % [92.1, 95.9]" in text
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
@@ -130,74 +137,221 @@ def test_only_a_host_that_others_can_reach_is_warned_of(host, warned, monkeypatc
     assert RESEARCH_USE_ONLY in said.out
 
 
-# --- the page ------------------------------------------------------------------------------------
+# --- what comes in ---------------------------------------------------------------------------------
 
 
-def test_a_cell_is_read_classified_and_explained_for_every_class(classifier, cell_file):
-    cell = page.read_cell(classifier, cell_file)
-    assert (cell.name, cell.height, cell.width) == ("cell.png", 30, 50)
-    assert tuple(cell.overlays) == CLASSES
-    assert all(values.shape == (30, 50, 3) for values in cell.overlays.values())
-    assert any((values != cell.image).any() for values in cell.overlays.values())
+def png(seed: int = 0, size: tuple[int, int] = (30, 50)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
-def test_a_16_bit_tiff_is_shown_as_it_was_decoded(classifier, tmp_path):
-    grey = np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16)
-    Image.fromarray(grey).save(tmp_path / "deep.tif")
-    image = page.read_cell(classifier, tmp_path / "deep.tif").image
-    np.testing.assert_array_equal(image[..., 0], np.round(grey / 257))
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
 
 
-def test_a_large_image_is_shown_smaller_and_a_huge_one_refused(classifier, tmp_path, monkeypatch):
-    Image.new("RGB", (2 * page.SHOWN_SIDE, 40)).save(tmp_path / "wide.png")
-    cell = page.read_cell(classifier, tmp_path / "wide.png")
-    assert cell.width == 2 * page.SHOWN_SIDE
-    assert cell.image.shape == next(iter(cell.overlays.values())).shape == (20, page.SHOWN_SIDE, 3)
-    monkeypatch.setattr(page, "MAX_PIXELS", 100)
-    with pytest.raises(OversizedImage):
-        page.read_cell(classifier, tmp_path / "wide.png")
+def test_an_archive_is_told_by_its_contents_opened_and_deleted(tmp_path):
+    members = {"a/one.png": png(1), "__MACOSX/a/._one.png": b"", "read me.txt": b"", "two.PNG": png(2)}
+    lone = tmp_path / "lone.bmp"
+    lone.write_bytes(b"any")
+    found = list(intake.arrivals([zipped(tmp_path / "cells.dat", members), lone]))
+    assert [(one.name, one.content) for one in found] == [
+        ("one.png", png(1)),
+        ("two.PNG", png(2)),
+        ("lone.bmp", b"any"),
+    ]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_upload_is_answered_and_deleted(classifier, cell_file):
-    field, cell, answer, picker, view, verdict = page.answer_upload(classifier, cell_file)
-    assert field is None
-    assert cell.prediction.class_name == picker["value"]
-    assert "Confidence" in answer
-    assert picker["visible"]
-    assert view["visible"]
-    assert view["value"].count("<img") == 3  # the cell, its overlay, the colour scale
-    assert verdict == {"value": page.PENDING, "visible": True, "__type__": "update"}
-    assert not cell_file.exists()
+def test_what_an_archive_hides_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "MAX_UPLOAD_MB", 1)
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("big.png", bytes(5 << 20))
+    (found,) = intake.arrivals([path])
+    assert found.error == "big.png: is larger than 1 MB; pack it anew."
 
 
-@pytest.mark.parametrize("content", [b"this is text", b"", b"\x89PNG\r\n\x1a\n and no more"])
-def test_an_unreadable_file_is_answered_with_its_sentence_and_deleted(classifier, tmp_path, content):
-    path = tmp_path / "note.png"
-    path.write_bytes(content)
-    _, cell, answer, picker, view, verdict = page.answer_upload(classifier, path)
-    assert cell is None
-    assert re.search(r"<p>note\.png: [^<]+\.</p>", answer)
-    assert str(tmp_path) not in answer
-    assert not picker["visible"]
-    assert not view["visible"]
-    assert not verdict["visible"]
-    assert not path.exists()
+@pytest.mark.parametrize("damage", [slice(40, 60), slice(-60, -40), slice(0, 0)])
+def test_a_damaged_archive_is_answered_by_a_sentence(tmp_path, damage):
+    content = bytearray(zipped(tmp_path / "cells.zip", {"one.png": png()}).read_bytes())
+    content[damage] = b"\x55" * len(content[damage])
+    (tmp_path / "cells.zip").write_bytes(content if damage.stop else content[:200])
+    (found,) = intake.arrivals([tmp_path / "cells.zip"])
+    assert found.error.endswith(".")
+    assert str(tmp_path) not in found.error
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_verdict_says_what_was_measured_of_the_map_that_is_shown(classifier, cell_file):
-    cell = page.read_cell(classifier, cell_file)
+def test_more_images_than_there_is_room_for_are_left_out_in_one_sentence(tmp_path):
+    members = {f"{number}.png": png(number) for number in range(5)}
+    found = list(intake.arrivals([zipped(tmp_path / "cells.zip", members)], room=2))
+    assert [one.name for one in found[:2]] == ["0.png", "1.png"]
+    assert len(found) == 3
+    assert found[2].error.endswith("clear it, then go on.")
+
+
+# --- the worklist ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worklist(classifier) -> Worklist:
+    found = Worklist(classifier.class_names)
+    arrived = [Arrived("a.png", png(1)), Arrived("note.png", b"this is text"), Arrived("b.png", png(2))]
+    assert list(found.read(classifier, arrived)) == [3]
+    return found
+
+
+def answered(name: str, key: int, **probabilities: float) -> Entry:
+    best = max(probabilities, key=lambda one: probabilities[one])
+    return Entry(key, name, prediction=Prediction(best, probabilities[best], probabilities))
+
+
+def test_the_list_stands_most_abnormal_first_and_what_cannot_be_read_last():
+    listed = Worklist(("Dyskeratotic", "Koilocytotic", "Parabasal"))
+    listed.entries = [
+        answered("sure", 0, Dyskeratotic=0.6, Koilocytotic=0.0, Parabasal=0.4),
+        Entry(1, "text", error="text: is no image."),
+        answered("normal", 2, Dyskeratotic=0.1, Koilocytotic=0.0, Parabasal=0.9),
+        # Neither abnormal class leads, but together they outweigh the first cell's.
+        answered("torn", 3, Dyskeratotic=0.35, Koilocytotic=0.27, Parabasal=0.38),
+    ]
+    assert [entry.name for entry in listed.sorted()] == ["torn", "sure", "normal", "text"]
+
+
+def test_where_no_class_is_known_to_be_abnormal_the_least_certain_come_first():
+    listed = Worklist(("a", "b"))
+    listed.entries = [answered("sure", 0, a=0.9, b=0.1), answered("torn", 1, a=0.5, b=0.5)]
+    assert [entry.name for entry in listed.sorted()] == ["torn", "sure"]
+
+
+def test_the_list_answers_as_the_classifier_does_whatever_the_company(classifier, worklist):
+    for entry in worklist.answered():
+        (alone,) = classifier.predict([read_image(entry.content)])
+        assert entry.prediction.class_name == alone.class_name
+        assert entry.prediction.confidence == pytest.approx(alone.confidence, abs=1e-5)
+        assert entry.sha256 == hashlib.sha256(entry.content).hexdigest()
+
+
+def test_an_error_stays_in_the_list_as_its_sentence(worklist):
+    text = worklist_html(worklist)
+    assert text.count("<li") == 3
+    assert text.count("data-open") == 2
+    assert "note.png: is not an image in a known format; give a BMP, PNG, JPEG or TIFF file." in text
+
+
+def test_a_list_holds_so_many_bytes_and_no_more(classifier, monkeypatch):
+    monkeypatch.setattr(worklist_module, "MAX_WORKLIST_MB", 0)
+    found = Worklist(classifier.class_names)
+    list(found.read(classifier, [Arrived("a.png", png())]))
+    assert found.entries[0].error.endswith("clear it, then go on.")
+
+
+def test_an_image_over_the_bound_is_refused_before_it_is_decoded(classifier, monkeypatch):
+    monkeypatch.setattr(worklist_module, "MAX_PIXELS", 100)
+    found = Worklist(classifier.class_names)
+    list(found.read(classifier, [Arrived("a.png", png())]))
+    assert "more than the 100 that are read" in found.entries[0].error
+
+
+def test_doubt_and_unlikeness_are_marked_in_the_list():
+    listed = Worklist(("Koilocytotic", "Metaplastic"))
+    probabilities = {"Koilocytotic": 0.6, "Metaplastic": 0.4}
+    unlike = Judgement({}, 99.7, "unlike_training", ("smaller than 99 % of the training cells",))
+    listed.entries = [
+        Entry(
+            0,
+            "torn",
+            prediction=Prediction("Koilocytotic", 0.6, probabilities, tuple(probabilities), "uncertain"),
+        ),
+        Entry(
+            1, "odd", prediction=Prediction("Koilocytotic", 0.6, probabilities, (), "unlike_training", unlike)
+        ),
+    ]
+    text = worklist_html(listed)
+    assert "or Metaplastic" in text
+    assert "unlike training cells" in text
+    assert 'data-kind="abnormal doubt"' in text
+    assert 'data-kind="abnormal flagged"' in text
+
+
+# --- one cell --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked(classifier, worklist) -> Looked:
+    return look(classifier, worklist.answered()[0])
+
+
+def test_a_cell_is_explained_for_every_class_on_one_scale(classifier, looked):
+    assert tuple(looked.overlays) == CLASSES
+    assert max(looked.peaks.values()) == pytest.approx(1)
+    maps = classifier.explain(looked.image)
+    highest = max(float(values.max()) for values in maps.values())
+    for name, values in maps.items():
+        np.testing.assert_array_equal(looked.overlays[name], overlay(looked.image, values, highest))
+
+
+def test_another_method_or_layer_gives_another_map_and_the_class_stays(classifier, looked):
+    before = looked.overlays[CLASSES[1]]
+    looked.explain(classifier, CLASSES[1], "layercam", "layer3")
+    assert looked.asked == (CLASSES[1], "layercam", "layer3")
+    assert (looked.overlays[CLASSES[1]] != before).any()
+    with pytest.raises(UsageError):
+        looked.explain(classifier, "no such class", "layercam", "layer3")
+    with pytest.raises(UsageError):
+        looked.explain(classifier, CLASSES[1], "no such method", "layer3")
+    assert looked.asked == (CLASSES[1], "layercam", "layer3")
+
+
+def test_a_large_image_is_shown_smaller_and_explained_whole(classifier):
+    found = Worklist(classifier.class_names)
+    list(found.read(classifier, [Arrived("wide.png", png(0, (40, 2 * SHOWN_SIDE)))]))
+    cell = look(classifier, found.entries[0])
+    assert found.entries[0].width == 2 * SHOWN_SIDE
+    assert cell.shown.shape == cell.overlays[CLASSES[0]].shape == (20, SHOWN_SIDE, 3)
+
+
+def test_a_16_bit_tiff_is_shown_as_it_was_decoded(classifier):
+    grey, file = np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16), io.BytesIO()
+    Image.fromarray(grey).save(file, "TIFF")
+    found = Worklist(classifier.class_names)
+    list(found.read(classifier, [Arrived("deep.tif", file.getvalue())]))
+    np.testing.assert_array_equal(look(classifier, found.entries[0]).shown[..., 0], np.round(grey / 257))
+
+
+def test_outlines_lie_round_nucleus_and_cell_of_a_drawn_cell(classifier):
+    cell = draw_cell("Superficial-Intermediate", np.random.default_rng(3))
+    file = io.BytesIO()
+    Image.fromarray(cell.image).save(file, "PNG")
+    found = Worklist(classifier.class_names)
+    list(found.read(classifier, [Arrived("drawn.png", file.getvalue())]))
+    seen = look(classifier, found.entries[0])
+    nucleus, whole = seen.areas
+    assert nucleus / whole == pytest.approx(cell.nucleus.sum() / cell.cell.sum(), rel=0.5)
+    assert f"{100 * nucleus / whole:.0f} %" in cell_view.areas_html(seen)
+    mask = np.zeros((12, 20), bool)
+    mask[3:8, 5:15] = True
+    assert outline_path(mask) == "M5.5,3.5 5.5,7.5 14.5,7.5 14.5,3.5Z"
+
+
+def test_the_verdict_says_what_was_measured_of_the_map_that_is_shown(classifier, looked):
     for name in CLASSES:
-        found = classifier.judge(cell.preprocessed, name)
-        text = page.verdict_html(name, found)
+        found = looked.judge(classifier, (name, "grad-cam", "layer4"))
+        text = cell_view.verdict_html(name, found)
         assert html.escape(found.sentence) in text
         assert f"{found.forward_passes} pass" in text
         assert f"({html.escape(name)})" in text
         assert "Odd" not in name or name not in text
         assert ("verdict beats" in text) is found.beats_controls
+        assert looked.judge(classifier, (name, "grad-cam", "layer4")) is found  # measured once
 
 
 def test_a_class_without_probability_is_not_called_tested():
-    text = page.verdict_html("Parabasal", Verdict(float("nan"), {}, 1, 0.004))
+    text = cell_view.verdict_html("Parabasal", Verdict(float("nan"), {}, 1, 0.004))
     assert "Map not tested" in text
     assert "verdict untested" in text
     assert "0.4 %" in text
@@ -207,61 +361,85 @@ def test_a_class_without_probability_is_not_called_tested():
 def test_after_everything_that_shows_a_map_the_verdict_follows(classifier):
     """As chained events, so that the map never waits for its verdict."""
     config = page.build_page(classifier, "model").config
-    view = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "verdict")
-    judging = [one for one in config["dependencies"] if one["outputs"] == [view]]
-    before = {one["id"] for one in config["dependencies"] if view in one["outputs"] and one not in judging}
-    assert len(judging) == 3
-    assert {one["trigger_after"] for one in judging} == before
+    named = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
+    judging = [one for one in config["dependencies"] if one["outputs"] == [named["verdict"]]]
+    showing = {
+        one["id"]
+        for one in config["dependencies"]
+        if named["verdict"] in one["outputs"]
+        and one not in judging
+        and named["progress"] not in one["outputs"]
+    }
+    assert len(judging) == 4
+    assert {one["trigger_after"] for one in judging} == showing
 
 
-def test_verdicts_can_be_left_out_and_the_page_then_says_so(classifier, cell_file):
+def test_verdicts_can_be_left_out(classifier):
     config = page.build_page(classifier, "model", with_verdicts=False).config
-    assert not [one for one in config["dependencies"] if one["trigger_after"] is not None]
-    shown = page.answer(classifier, cell_file, with_verdicts=False)[-1]["value"]
-    assert "Map not tested" in shown
-    assert shown != page.answer(classifier, cell_file)[-1]["value"]
+    named = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
+    assert not [one for one in config["dependencies"] if one["outputs"] == [named["verdict"]]]
+    assert "not\nknown" in cell_view.UNTESTED
 
 
-def test_names_cannot_write_into_the_page(classifier, tmp_path):
-    path = tmp_path / "<script>x.png"
-    Image.new("RGB", (20, 20)).save(path)
-    cell = page.read_cell(classifier, path)
+def test_names_cannot_write_into_the_page(classifier):
+    found = Worklist(classifier.class_names)
+    arrived = [Arrived("<script>x.png", png()), Arrived("<script>y.png", b"no")]
+    list(found.read(classifier, arrived))
+    cell = look(classifier, found.entries[0])
     everything = (
-        page.answer_html(cell) + page.map_html(cell, CLASSES[2]) + page.about_html(classifier, "<script>")
+        worklist_html(found)
+        + cell_view.answer_html(found, cell)
+        + cell_view.viewer_html(classifier, cell)
+        + cell_view.details_html(classifier, cell, {})
+        + page.masthead_html("<script>")
+        + filter_html(classifier.class_names)
     )
     assert "<script>" not in everything
     assert "<b>Odd" not in everything
     assert "&lt;b&gt;Odd &amp; old&lt;/b&gt;" in everything
-    assert "<script>" not in page.error_html("<script>: is not an image.")
 
 
-def test_probabilities_stand_from_high_to_low():
-    prediction = Prediction("b", 0.6, {"a": 0.1, "b": 0.6, "c": 0.3})
-    cell = page.ReadCell("cell.png", 1, 1, prediction, np.zeros((1, 1, 3), np.uint8), {}, np.zeros((1, 1, 3)))
-    assert re.findall(r"<li[^>]*><span>(\w)</span>.*?<b>(.*?)</b>", page.answer_html(cell)) == [
+def test_probabilities_stand_from_high_to_low_and_the_set_is_marked():
+    prediction = Prediction("b", 0.6, {"a": 0.1, "b": 0.6, "c": 0.3}, ("b", "c"))
+    text = cell_view.bars_html(prediction, {"a": None, "b": None, "c": None})
+    assert re.findall(r"<span>(\w) .*?<b>(.*?)</b>", text) == [
         ("b", "60.0 %"),
         ("c", "30.0 %"),
         ("a", "10.0 %"),
     ]
+    assert text.count("in the set</span>") == 2
+    assert "b or c" in cell_view.set_html(prediction)
 
 
-def test_doubt_stands_above_the_probabilities_in_plain_words():
-    sure = Prediction("b", 0.9, {"a": 0.1, "b": 0.9}, ("b",))
-    assert "doubt" not in page.doubt_html(sure)
-    assert "Classes that it may well be: <b>b</b>" in page.doubt_html(sure)
+def test_doubt_stands_in_plain_words():
+    assert cell_view.doubt_html(Prediction("b", 0.9, {"a": 0.1, "b": 0.9}, ("b",))) == ""
     torn = Prediction("b", 0.5, {"a<": 0.4, "b": 0.5, "c": 0.1}, ("b", "a<"), "uncertain")
-    assert "Uncertain between b and a&lt;." in page.doubt_html(torn)
-    unlike = Judgement({}, 99.7, "unlike_training", ("smaller than 99 % of the training cells",))
+    assert "Uncertain between b and a&lt;." in cell_view.doubt_html(torn)
+    unlike = Judgement(
+        {"size_px": 0.3}, 99.7, "unlike_training", ("smaller than 99 % of the training cells",)
+    )
     strange = Prediction("b", 0.9, {"a": 0.1, "b": 0.9}, ("b",), "unlike_training", unlike)
-    text = page.doubt_html(strange)
-    assert "trained on: smaller than 99 % of the training cells." in text
-    assert "than 100 % of cells" not in text
+    assert "trained on: smaller than 99 % of the training cells." in cell_view.doubt_html(strange)
+    text = cell_view.unlike_html(strange)
+    assert "99 %</b> of cells of the same laboratory" in text  # never 100 of what is not all
+    assert "Size" in text
 
 
-def test_a_released_models_accuracy_is_that_of_its_cross_validation():
-    figures = {"accuracy": {"value": 0.96, "low": 0.95, "high": 0.97}}
-    said = page.measured_accuracy({"metrics": {}, "cross_validation": {"figures": figures}})
-    assert said == "96.0 % in cross-validation (95 % interval: 95.0 to 97.0)"
+def test_what_the_model_cannot_name_is_said():
+    sipakmed = tuple(one.name for one in SIPAKMED_CLASSES)
+    assert cell_view.absent_sentence(sipakmed).startswith(
+        "High-grade lesions (HSIL), carcinoma and glandular cells"
+    )
+    assert "cannot be named" in cell_view.absent_sentence(("a", "b"))
+
+
+def test_every_known_class_is_described_and_no_other():
+    for classes in (SIPAKMED_CLASSES, HERLEV_CLASSES):
+        names = tuple(one.name for one in classes)
+        assert tuple(guide_of(names)) == names
+        for one in classes:
+            assert guide_of(names)[one.name].means.lower().startswith(one.grouping)
+    assert guide_of(("a", "b")) == {}
 
 
 @pytest.mark.parametrize(
@@ -269,14 +447,9 @@ def test_a_released_models_accuracy_is_that_of_its_cross_validation():
     [(0.5, "50.0 %"), (0.9994, "99.9 %"), (0.99999, "> 99.9 %"), (1.0, "> 99.9 %"), (0.0001, "< 0.1 %")],
 )
 def test_rounding_makes_no_certainty(probability, text):
-    assert page.percent(probability) == text
-
-
-def test_an_accuracy_that_was_not_measured_is_not_claimed():
-    assert page.measured_accuracy({}) is None
-    assert page.measured_accuracy({"metrics": {"validation": {"accuracy": 0.9}}}) is None
+    assert percent(probability) == text
 
 
 def test_drawn_cells_are_named_for_their_class():
-    assert page.sample_name(Path("superficial_intermediate.png")) == "Superficial-Intermediate"
-    assert page.sample_name(Path("my_cell.png")) == "my cell"
+    assert cell_view.drawn_name("superficial_intermediate") == "Superficial-Intermediate"
+    assert cell_view.drawn_name("my_cell") == "my cell"

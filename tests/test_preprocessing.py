@@ -20,7 +20,7 @@ from cervicyte.images.preprocessing import (
     Preprocessing,
     ScaledToFitWarning,
 )
-from cervicyte.images.quality import contrast_ratio, psnr, ssim
+from cervicyte.images.quality import contrast_ratio, psnr, ssim, steps_against_original
 from cervicyte.images.reader import read_image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -569,3 +569,19 @@ def test_gain_multiplies_each_channel_and_stops_at_white():
     assert (seen == (150, 255, 25)).all()
     names = [name for name, _ in Preprocessing(gain=(1.5, 1.5, 0.5)).steps(image)]
     assert names == ["original", "gain", "square", "resized"]
+
+
+def test_each_step_is_held_against_the_original_on_the_original_s_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    smooth = cv2.GaussianBlur(image, (0, 0), 3)
+    preprocessing = Preprocessing(canvas_size=90, image_size=32, clahe=True)
+    steps = {step.name: step for step in steps_against_original(preprocessing, smooth)}
+    assert list(steps) == ["original", "square", "CLAHE", "resized"]
+    assert steps["original"].psnr == math.inf
+    # On a canvas of its own size nothing is lost, whatever the padding holds.
+    assert steps["square"].psnr == math.inf
+    assert steps["square"].ssim == pytest.approx(1)
+    assert steps["CLAHE"].contrast > 1.02
+    assert steps["resized"].ssim < steps["CLAHE"].ssim
+    tiny = steps_against_original(Preprocessing(image_size=32), smooth[:8])
+    assert [step.ssim for step in tiny] == [None] * 3

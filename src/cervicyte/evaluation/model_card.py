@@ -134,7 +134,7 @@ def _adaptation(about: Metadata) -> Iterable[str]:
 
 def _figures(model: ModelFile, about: Metadata) -> Iterable[str]:
     tested, of_classes = (about.metrics.get(key) or {} for key in ("test", "test_per_class"))
-    validated = _cross_validated(about)
+    validated = cross_validated(about)
     if not tested and not validated:
         yield f"{title_of(NOT_MEASURED)}."
         return
@@ -146,7 +146,7 @@ def _figures(model: ModelFile, about: Metadata) -> Iterable[str]:
         counts = {key: about.cross_validation.get(key) for key in ("cells", "groups")}
         said = ", ".join(f"{_count(count)} {key}" for key, count in counts.items() if count is not None)
         yield f"In a cross-validation of networks trained alike{f' ({said})' if said else ''}:"
-        rows = [(_validated_title(key), _validated_text(key, validated[key])) for key in validated]
+        rows = [(validated_title(key), validated_text(key, validated[key])) for key in validated]
         yield _table(("Figure", "Value"), rows)
     yield "In brackets: 95 % intervals from a bootstrap over groups."
     if "rounded_from_sha256" in model.metadata:
@@ -177,7 +177,7 @@ def _calibration(about: Metadata) -> Iterable[str]:
 
 
 def _known_failures(about: Metadata) -> Iterable[str]:
-    validated = _cross_validated(about)
+    validated = cross_validated(about)
     recalls = {
         "on the test part": {
             name: figures.get("recall")
@@ -193,7 +193,7 @@ def _known_failures(about: Metadata) -> Iterable[str]:
         "in cross-validation": validated.get("abnormal_called_normal"),
     }
     worst = [f"{_worst(figures)} {where}" for where, figures in recalls.items() if _worst(figures)]
-    called = [f"{_share(figure)} {where}" for where, figure in missed.items() if _is_defined(figure)]
+    called = [f"{_share(figure)} {where}" for where, figure in missed.items() if is_defined(figure)]
     yield f"- Class that is most often missed: {'; '.join(worst) or NOT_MEASURED}."
     yield f"- Abnormal cells called normal: {'; '.join(called) or NOT_MEASURED}."
 
@@ -227,35 +227,36 @@ def _licence(model: ModelFile, about: Metadata) -> Iterable[str]:
 # --- figures as text ---------------------------------------------------------------------------
 
 
-def _cross_validated(about: Metadata) -> dict[str, Any]:
+def cross_validated(about: Metadata) -> dict[str, Any]:
     """Return the figures of `cross_validation.json`, as far as the model file has them."""
     return about.cross_validation.get("figures") or {}
 
 
 def _worst(recalls: Mapping[str, Any]) -> str | None:
     """Return the class of lowest recall with its figure, or None if no recall is known."""
-    known = {name: figure for name, figure in recalls.items() if _is_defined(figure)}
+    known = {name: figure for name, figure in recalls.items() if is_defined(figure)}
     if not known:
         return None
     name = min(known, key=lambda name: known[name]["value"])
-    return f"{name}, recall {_figure_text('recall', known[name])}"
+    return f"{name}, recall {figure_text('recall', known[name])}"
 
 
 def _share(figure: Mapping[str, Any]) -> str:
     counts = f"{figure['count']:,} of {figure['of']:,}, " if {"count", "of"} <= figure.keys() else ""
-    return counts + _figure_text("rate", figure)
+    return counts + figure_text("rate", figure)
 
 
-def _is_defined(figure: Any) -> bool:
+def is_defined(figure: Any) -> bool:
+    """Return whether a figure was measured and has a value."""
     return isinstance(figure, Mapping) and figure.get("value") is not None
 
 
 def _figure_table(figures: Mapping[str, Any]) -> str:
-    rows = [(FIGURE_TITLES.get(key, _sentence_case(key)), _figure_text(key, figures[key])) for key in figures]
+    rows = [(FIGURE_TITLES.get(key, _sentence_case(key)), figure_text(key, figures[key])) for key in figures]
     return _table(("Figure", "Value"), rows)
 
 
-def _validated_title(key: str) -> str:
+def validated_title(key: str) -> str:
     """Return how a figure of a cross-validation is called."""
     name, _, when = key.rpartition("_")
     if when in (BEFORE, AFTER):
@@ -263,9 +264,9 @@ def _validated_title(key: str) -> str:
     return title_of_figure(key).replace("_", " ")
 
 
-def _validated_text(key: str, figure: Any) -> str:
+def validated_text(key: str, figure: Any) -> str:
     """Return a figure of a cross-validation with its interval, as on that one's page."""
-    if not _is_defined(figure):
+    if not is_defined(figure):
         return UNDEFINED
     unit = "" if key in DECIMALS else " %"
     if figure.get("low") is None or figure.get("high") is None:
@@ -279,9 +280,9 @@ def _sentence_case(key: str) -> str:
     return (key[:1].upper() + key[1:]).replace("_", " ")
 
 
-def _figure_text(key: str, figure: Any) -> str:
+def figure_text(key: str, figure: Any) -> str:
     """Return value and interval, in percent unless it is no share."""
-    if not _is_defined(figure):
+    if not is_defined(figure):
         return UNDEFINED
     as_it_is = key in NOT_IN_PERCENT or key.endswith("_auc")
 

@@ -273,6 +273,7 @@ def train_and_evaluate(
         "test": metrics["overall"],
         "test_per_class": metrics["per_class"],
         "test_roll_up": metrics.get("roll_up"),
+        "test_confusion_matrix": {"counts": metrics["confusion_matrix"]},
     }
     model.metadata["training_minutes"] = context["training_minutes"]
     save_model(out / MODEL_NAME, model)

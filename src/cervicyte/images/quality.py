@@ -7,15 +7,19 @@ PSNR is taken over all three channels; SSIM and contrast on luminance, Y = 0.299
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from cervicyte.images.preprocessing import Preprocessing
 
 PEAK = 255.0
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 # Wang et al. 2004, section III.C.
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
+BEFORE_THE_CANVAS = ("original", "white point")  # steps that leave the image its own pixels
 SSIM_C1, SSIM_C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
@@ -67,6 +71,49 @@ def contrast_ratio(reference: np.ndarray, image: np.ndarray) -> float:
     if of_reference == 0:
         return 1.0 if of_image == 0 else math.inf
     return of_image / of_reference
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the preprocessing, and what is left of the original after it.
+
+    Attributes:
+        name: see `Preprocessing.steps`.
+        image: uint8 [h, w, 3], as the step leaves it.
+        psnr: decibels, infinite where nothing is lost.
+        ssim: None for images with a side too short for its window.
+        contrast: ratio to the original's.
+    """
+
+    name: str
+    image: np.ndarray
+    psnr: float
+    ssim: float | None
+    contrast: float
+
+
+def steps_against_original(preprocessing: Preprocessing, image: np.ndarray) -> list[Step]:
+    """Return the steps of the preprocessing, each held against the original.
+
+    A step that changes the size is laid back onto the original's pixels first, so that what is measured is
+    the detail that it cost, and padding does not count.
+
+    Args:
+        preprocessing: with its settings.
+        image: uint8 [H, W, 3], RGB.
+    """
+    height, width = image.shape[:2]
+    found = []
+    for name, after in preprocessing.steps(image):
+        laid = after
+        if name not in BEFORE_THE_CANVAS:
+            channels = [
+                preprocessing.onto_original(after[..., c].astype(np.float32), height, width) for c in range(3)
+            ]
+            laid = np.clip(np.round(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
+        similarity = ssim(image, laid) if min(height, width) >= SSIM_WINDOW else None
+        found.append(Step(name, after, psnr(image, laid), similarity, contrast_ratio(image, laid)))
+    return found
 
 
 def _rms_contrast(image: np.ndarray) -> float:

@@ -83,7 +83,7 @@ def predict(
     names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
     total = sum(1 for _ in sources_of(names))
     about = {"model": weights_hash(classifier.model.network), "names": names}
-    done, errors = _done(partial, about, _header(classifier), sources_of(names))
+    done, errors = _done(partial, about, header_of(classifier), sources_of(names))
     progress.start("Classifying", total, done=done)
     with (
         ThreadPoolExecutor(READING_THREADS) as threads,
@@ -98,7 +98,7 @@ def predict(
     if out.suffix == ".csv":
         partial.replace(out)
     else:
-        _to_parquet(partial, out, _header(classifier))
+        _to_parquet(partial, out, header_of(classifier))
         partial.unlink()
     for helper in (_about(partial), _list(partial)):
         helper.unlink(missing_ok=True)
@@ -110,7 +110,8 @@ def predict(
 # --- rows ------------------------------------------------------------------------------------------
 
 
-def _header(classifier: Classifier) -> list[str]:
+def header_of(classifier: Classifier) -> list[str]:
+    """Return the names of a table's columns."""
     return [*FIRST_COLUMNS, *(f"p_{name}" for name in classifier.class_names), *LAST_COLUMNS]
 
 
@@ -132,10 +133,11 @@ def _rows(
             blank = [""] * (len(classifier.class_names) + 4)
             yield [source.name, digest, *blank, ERROR, error]
         else:
-            yield [source.name, digest, *_values(next(predictions)), ""]
+            yield [source.name, digest, *values_of(next(predictions)), ""]
 
 
-def _values(prediction: Prediction) -> list[str]:
+def values_of(prediction: Prediction) -> list[str]:
+    """Return what a row says of an image, from `predicted_class` to `verdict`."""
     unlike = "" if prediction.unlike is None else f"{prediction.unlike.unlike_percentile:.2f}"
     return [
         prediction.class_name,

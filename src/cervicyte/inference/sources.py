@@ -9,6 +9,7 @@ import glob
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,24 +36,34 @@ class Source:
     path: Path
     member: str | None = None
 
-    def read(self) -> bytes:
+    def read(self, largest: int = LARGEST_FILE) -> bytes:
         """Return the file's bytes.
+
+        Args:
+            largest: bytes; what an archive states of a file's size is not believed.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is larger than `LARGEST_FILE`, or the archive is damaged.
+            ValueError: it is larger than `largest`, or the archive is damaged.
         """
         if self.member is None:
-            if self.path.stat().st_size > LARGEST_FILE:
-                raise ValueError(f"is larger than {LARGEST_FILE >> 30} GB")
+            if self.path.stat().st_size > largest:
+                raise ValueError(f"is larger than {largest >> 20:,} MB")
             return self.path.read_bytes()
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                content = file.read(LARGEST_FILE + 1)  # whatever size the archive states
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, KeyError) as error:
+                content = file.read(largest + 1)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+        ) as error:
             raise ValueError(f"is damaged or locked inside its archive ({error})") from error
-        if len(content) > LARGEST_FILE:
-            raise ValueError(f"is larger than {LARGEST_FILE >> 30} GB")
+        if len(content) > largest:
+            raise ValueError(f"is larger than {largest >> 20:,} MB")
         return content
 
 

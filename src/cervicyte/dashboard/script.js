@@ -1,0 +1,246 @@
+// What the dashboard does in the browser: the list's filter and keys, the picture's zoom and sliders, pasting
+// and saving. It asks the server only through `send`, which the page's bridge fills in, see page.py.
+(() => {
+  if (window.cervicyte) return;
+  const page = (window.cervicyte = { send: () => {}, save, current: null });
+  const view = { opacity: 100, split: 0, outlined: false, zoom: 1, x: 0, y: 0, mapless: null };
+  const opened = new Set(); // what stays open from cell to cell
+  let focused = null;
+
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const one = (selector) => document.querySelector(selector);
+  const isField = (element) => element?.matches?.("input:not([type=range]):not([type=checkbox]), textarea, select");
+
+  // --- the list ----------------------------------------------------------------------------------
+  const rows = () => all("#worklist li");
+  const shown = () => all("#worklist li:not([hidden]) button[data-open]");
+
+  function filter() {
+    const [by, wanted] = (one("#filter-kind")?.value || "kind:").split(/:(.*)/);
+    const text = (one("#filter-text")?.value || "").toLowerCase();
+    for (const row of rows()) {
+      const kinds = row.dataset.kind.split(" ");
+      const fits = !wanted || (by === "kind" ? kinds.includes(wanted) : row.dataset.class === wanted);
+      row.hidden = !(fits && row.dataset.text.toLowerCase().includes(text));
+    }
+    const count = rows().filter((row) => !row.hidden).length;
+    const label = one("#filter-count");
+    const said = rows().length ? `${count} of ${rows().length} shown` : "";
+    if (label && label.textContent !== said) label.textContent = said;
+  }
+
+  function mark() {
+    const buttons = shown();
+    for (const button of all("#worklist button[data-open]")) {
+      const current = button.dataset.open === page.current;
+      if (current !== (button.getAttribute("aria-current") === "true")) {
+        if (current) button.setAttribute("aria-current", "true");
+        else button.removeAttribute("aria-current");
+      }
+    }
+    const place = buttons.findIndex((button) => button.dataset.open === page.current);
+    const said = place < 0 ? `${buttons.length} cells` : `${place + 1} of ${buttons.length}`;
+    for (const label of all("[data-place]")) if (label.textContent !== said) label.textContent = said;
+    for (const button of all("[data-step]")) {
+      const to = place + Number(button.dataset.step);
+      button.disabled = to < 0 || to >= buttons.length;
+    }
+  }
+
+  function open(button, focus) {
+    if (!button) return;
+    page.current = button.dataset.open;
+    Object.assign(view, { zoom: 1, x: 0, y: 0 });
+    mark();
+    button.scrollIntoView({ block: "nearest" });
+    if (focus) button.focus({ preventScroll: true });
+    page.send("open", { key: Number(page.current) });
+  }
+
+  function step(by, focus) {
+    const buttons = shown();
+    const place = buttons.findIndex((button) => button.dataset.open === page.current);
+    open(buttons[place < 0 ? 0 : place + by], focus);
+  }
+
+  // --- the picture -------------------------------------------------------------------------------
+  const stageOf = (element) => element?.closest?.(".stage");
+
+  function paint() {
+    for (const stage of all(".stage")) {
+      const set = (name, value) => stage.style.setProperty(name, value);
+      set("--opacity", view.opacity / 100);
+      set("--split", `${view.split}%`);
+      set("--zoom", view.zoom);
+      set("--x", `${view.x}px`);
+      set("--y", `${view.y}px`);
+      stage.classList.toggle("outlined", view.outlined);
+      stage.classList.toggle("halved", view.split > 0 && view.split < 100);
+      stage.classList.toggle("zoomed", view.zoom > 1);
+    }
+    for (const name of ["opacity", "split"]) {
+      const field = one(`#${name}`);
+      if (field && field.value !== String(view[name])) field.value = view[name];
+    }
+    const box = one("#outlined");
+    if (box) box.checked = view.outlined;
+  }
+
+  function zoom(how) {
+    if (how === "fit") Object.assign(view, { zoom: 1, x: 0, y: 0 });
+    else {
+      const before = view.zoom;
+      view.zoom = Math.min(12, Math.max(1, view.zoom * (how === "in" ? 1.5 : 1 / 1.5)));
+      view.x *= view.zoom / before;
+      view.y *= view.zoom / before;
+      if (view.zoom === 1) view.x = view.y = 0;
+    }
+    paint();
+  }
+
+  let drag = null;
+  document.addEventListener("pointerdown", (event) => {
+    const stage = stageOf(event.target);
+    if (stage && view.zoom > 1) {
+      drag = { x: event.clientX - view.x, y: event.clientY - view.y };
+      event.preventDefault();
+      stage.focus();
+    }
+  });
+  document.addEventListener("pointermove", (event) => {
+    if (!drag) return;
+    view.x = event.clientX - drag.x;
+    view.y = event.clientY - drag.y;
+    paint();
+  });
+  document.addEventListener("pointerup", () => (drag = null));
+  document.addEventListener("dblclick", (event) => stageOf(event.target) && zoom(view.zoom > 1 ? "fit" : "in"));
+  document.addEventListener("wheel", (event) => {
+    if (!stageOf(event.target) || !event.ctrlKey) return;
+    event.preventDefault();
+    zoom(event.deltaY < 0 ? "in" : "out");
+  }, { passive: false });
+
+  // --- clicks, fields and keys -------------------------------------------------------------------
+  const chosen = () => ({
+    class_name: one(".strip [aria-pressed=true]")?.dataset.class,
+    method: one("#method")?.value,
+    layer: one("#layer")?.value,
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const data = button.dataset;
+    if (data.open) open(button);
+    else if (data.step) step(Number(data.step));
+    else if (data.zoom) zoom(data.zoom);
+    else if (data.class) page.send("explain", { ...chosen(), class_name: data.class });
+    else if (data.save) page.send("save", { what: data.save, of: data.of });
+    else if (data.send) {
+      if (data.send === "clear") page.current = null;
+      page.send(data.send, {});
+    }
+  });
+  document.addEventListener("input", (event) => {
+    const field = event.target;
+    if (field.id === "opacity" || field.id === "split") {
+      view[field.id] = Number(field.value);
+      paint();
+    } else if (field.id === "outlined") {
+      view.outlined = field.checked;
+      paint();
+    } else if (field.id === "filter-kind" || field.id === "filter-text") {
+      filter();
+      mark();
+    }
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "method" || event.target.id === "layer") page.send("explain", chosen());
+  });
+  document.addEventListener("submit", (event) => {
+    const form = event.target.closest("form[data-send]");
+    if (!form) return;
+    event.preventDefault();
+    page.send(form.dataset.send, Object.fromEntries(new FormData(form)));
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || isField(event.target)) return;
+    const key = event.key;
+    if (event.target.closest?.("#worklist") && (key === "ArrowDown" || key === "ArrowUp")) {
+      event.preventDefault();
+      step(key === "ArrowDown" ? 1 : -1, true);
+      return;
+    }
+    if (stageOf(event.target) && view.zoom > 1 && key.startsWith("Arrow")) {
+      event.preventDefault();
+      view.x += { ArrowLeft: 40, ArrowRight: -40 }[key] || 0;
+      view.y += { ArrowUp: 40, ArrowDown: -40 }[key] || 0;
+      paint();
+      return;
+    }
+    if (!one("#viewer")?.offsetParent && !one("#reading .stage")) return;
+    const inList = Boolean(one("#viewer")?.offsetParent);
+    if (inList && (key === "j" || key === "n")) step(1);
+    else if (inList && (key === "k" || key === "p")) step(-1);
+    else if (key === "+" || key === "=") zoom("in");
+    else if (key === "-") zoom("out");
+    else if (key === "0") zoom("fit");
+    else if (inList && key === "o") { view.outlined = !view.outlined; paint(); }
+    else if (inList && key === "m") {
+      [view.opacity, view.mapless] = view.opacity ? [0, view.opacity] : [view.mapless || 100, null];
+      paint();
+    }
+  });
+
+  // --- pasting and saving ------------------------------------------------------------------------
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files || [])];
+    const field = all("input[type=file]").find((one) => one.closest("[id^=upload]")?.offsetParent);
+    if (!files.length || !field) return;
+    event.preventDefault();
+    const held = new DataTransfer();
+    for (const file of files) held.items.add(file);
+    field.files = held.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
+  function save(text) {
+    if (!text) return;
+    const { name, type, data } = JSON.parse(text);
+    const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([bytes], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  // --- after the server has changed something ----------------------------------------------------
+  document.addEventListener("focusin", (event) => (focused = event.target.dataset?.focus || null));
+  document.addEventListener("toggle", (event) => {
+    const kept = event.target.dataset?.keep;
+    if (kept) event.target.open ? opened.add(kept) : opened.delete(kept);
+  }, true);
+
+  function refresh() {
+    const entered = one("#viewer [data-key]")?.dataset.key;
+    if (entered !== undefined && page.current === null) page.current = entered;
+    for (const part of all("details[data-keep]")) {
+      const open = opened.has(part.dataset.keep);
+      if (part.open !== open) part.open = open;
+    }
+    filter();
+    mark();
+    paint();
+    if (focused && document.activeElement === document.body) {
+      all("[data-focus]").find((element) => element.dataset.focus === focused)?.focus({ preventScroll: true });
+    }
+  }
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; refresh(); });
+  }).observe(document.documentElement, { childList: true, subtree: true });
+})();
