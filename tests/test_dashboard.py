@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import hashlib
 import html
 import io
+import json
 import re
 import socket
 import stat
@@ -14,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -21,8 +25,13 @@ from cervicyte import __version__
 from cervicyte.dashboard import cell_view, intake, page, server
 from cervicyte.dashboard import worklist as worklist_module
 from cervicyte.dashboard.cell_view import Looked, look, outline_path
+from cervicyte.dashboard.downloads import Download, Source, download_of_cell, download_of_worklist, table_csv
 from cervicyte.dashboard.intake import Arrived
 from cervicyte.dashboard.markup import SHOWN_SIDE
+from cervicyte.dashboard.model_view import model_html
+from cervicyte.dashboard.reading import Reading, reading_html, summary_html
+from cervicyte.dashboard.reading_log import ReadingLog
+from cervicyte.dashboard.results import schema
 from cervicyte.dashboard.worklist import Entry, Worklist, filter_html, worklist_html
 from cervicyte.datasets.class_guide import guide_of
 from cervicyte.datasets.classes import HERLEV_CLASSES, SIPAKMED_CLASSES
@@ -35,7 +44,7 @@ from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
-from cervicyte.network.model_file import ModelFile, save_model
+from cervicyte.network.model_file import ModelFile, save_model, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -453,3 +462,162 @@ def test_rounding_makes_no_certainty(probability, text):
 def test_drawn_cells_are_named_for_their_class():
     assert cell_view.drawn_name("superficial_intermediate") == "Superficial-Intermediate"
     assert cell_view.drawn_name("my_cell") == "my cell"
+
+
+# --- downloads -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(classifier, worklist, looked) -> Source:
+    looked.judge(classifier, looked.asked)
+    return Source(classifier, "my_run/best_model.pth", worklist, looked)
+
+
+@pytest.mark.parametrize(
+    ("of", "kinds"), [("cell", ("json", "csv", "pdf", "png")), ("list", ("json", "csv", "pdf"))]
+)
+def test_every_download_carries_the_notice_and_the_hashes(source, of, kinds):
+    make = download_of_cell if of == "cell" else download_of_worklist
+    weights = weights_hash(source.classifier.model.network)
+    for kind in kinds:
+        found = make(source, kind)
+        assert found.name.endswith(f".{kind}")
+        text = words_in(found)
+        assert RESEARCH_USE_ONLY in text
+        assert kind == "csv" or weights in text
+        assert (of == "list" and kind == "pdf") or source.looked.entry.sha256 in text
+    assert make(source, "exe") is None
+
+
+def words_in(found: Download) -> str:
+    """Return what a reader can read in a download, with other programs than those that wrote it."""
+    if found.name.endswith(".pdf"):
+        pdfium = pytest.importorskip("pypdfium2", reason="needs pypdfium2: pip install pypdfium2")
+        pages = [one.get_textpage().get_text_bounded() for one in pdfium.PdfDocument(found.content)]
+        # A hash stands alone in its line, and a line's end is no part of a sentence.
+        return re.sub(r"\s+", " ", " ".join(pages))
+    if found.name.endswith(".png"):
+        return " ".join(Image.open(io.BytesIO(found.content)).text.values())
+    return found.content.decode("utf-8")
+
+
+def test_json_is_of_the_published_schema_and_holds_no_more_than_numbers(source):
+    published = json.loads((PROJECT / "docs" / "schemas" / "results-1.json").read_text("utf-8"))
+    assert published == schema(), "write it anew: see docs/dashboard.md"
+    content = json.loads(download_of_worklist(source, "json").content, parse_constant=pytest.fail)
+    assert [one["image"]["name"] for one in content["cells"]] == [e.name for e in source.worklist.sorted()]
+    assert content["cells"][-1]["error"].startswith("note.png: ")
+    checker = pytest.importorskip("jsonschema", reason="needs jsonschema: pip install jsonschema")
+    checker.validate(content, published)
+    del content["notice"]
+    with pytest.raises(checker.ValidationError):
+        checker.validate(content, published)
+
+
+def test_the_table_has_a_row_a_file_and_no_formula(classifier):
+    found = Worklist(classifier.class_names)
+    list(found.read(classifier, [Arrived("=cmd|' /C calc'!A0.png", png()), Arrived("note.png", b"text")]))
+    rows = list(csv.DictReader(io.StringIO(table_csv(classifier, found.sorted()))))
+    assert [row["path"][0] for row in rows] == ["'", "n"]
+    assert rows[0]["predicted_class"] in CLASSES
+    assert float(rows[0]["confidence"]) == pytest.approx(found.entries[0].prediction.confidence, abs=1e-6)
+    assert rows[1]["error"].startswith("note.png: ")
+
+
+def test_the_picture_shows_the_map_that_was_looked_at(source):
+    before = download_of_cell(source, "png").content
+    source.looked.explain(source.classifier, CLASSES[1], "layercam", "layer3")
+    after = download_of_cell(source, "png").content
+    assert before != after
+    assert "LayerCAM at layer3" in Image.open(io.BytesIO(after)).text["Description"]
+
+
+def test_the_same_download_twice_is_two_downloads(source):
+    found = download_of_cell(source, "csv")
+    first, second = json.loads(found.packed()), json.loads(found.packed())
+    assert first != second
+    assert first["data"] == second["data"]
+
+
+# --- reading blind ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reading(classifier) -> Reading:
+    found = Reading(Worklist(classifier.class_names))
+    list(found.cells.read(classifier, [Arrived("a_Parabasal.png", png(1)), Arrived("b.png", png(2))]))
+    return found
+
+
+def test_a_reading_comes_before_the_answer_and_names_no_file(classifier, reading):
+    text = reading_html(reading, classifier.class_names)
+    assert "Cell 1 of 2" in text
+    assert "a_Parabasal" not in text
+    assert " %" not in text  # no probability
+    assert text.count('type="radio"') == len(CLASSES) + 1
+    reading.record(classifier, "Parabasal", "small", set(), None)
+    text = reading_html(reading, classifier.class_names)
+    assert "a_Parabasal" in text
+    assert html.escape(reading.taken[0].entry.prediction.class_name) in text
+    assert text.count('class="track ') == len(CLASSES)
+
+
+def test_a_reading_cannot_be_made_again_while_the_answer_is_shown(classifier, reading):
+    reading.record(classifier, "Parabasal", "", set(), None)
+    reading.record(classifier, "Koilocytotic", "", set(), None)
+    assert [one.label for one in reading.taken] == ["Parabasal"]
+    reading.revealed = False
+    assert "Cell 2 of 2" in reading_html(reading, classifier.class_names)
+
+
+def test_what_was_seen_before_does_not_count_as_blind(classifier, reading):
+    seen = {reading.cells.entries[0].sha256}
+    for _ in range(2):
+        reading.record(classifier, "Parabasal", "", seen, None)
+        reading.revealed = False
+    assert [one.blind for one in reading.taken] == [False, True]
+    assert reading.agreement().cells == 1
+
+
+def test_a_cell_without_a_class_counts_as_read_but_not_as_agreement(classifier, reading):
+    reading.record(classifier, "no such class", "folded", set(), None)
+    assert (reading.taken[0].label, reading.agreement().cells) == ("", 0)
+    assert "You gave no class" in reading_html(reading, classifier.class_names)
+
+
+def test_readings_are_kept_in_the_log_if_there_is_one(classifier, reading, tmp_path):
+    log = ReadingLog(tmp_path / "readings.sqlite")
+    reading.record(classifier, "Parabasal", "small", set(), log)
+    (row,) = log.rows()
+    assert (row.label, row.remark, row.blind) == ("Parabasal", "small", True)
+    assert row.image_sha256 == reading.taken[0].entry.sha256
+    assert "kept in the reading log" in summary_html(reading, logged=True)
+    assert "kept here until the page is left" in summary_html(reading, logged=False)
+
+
+def test_readings_leave_as_a_table(classifier, reading):
+    reading.record(classifier, "Parabasal", '=1+1, "quoted"\nand more', set(), None)
+    (row,) = csv.DictReader(io.StringIO(reading.csv(classifier)))
+    assert row["remark"] == '\'=1+1, "quoted"\nand more'
+    assert row["notice"] == RESEARCH_USE_ONLY
+    assert row["label"] == "Parabasal"
+    assert row["model_sha256"] == weights_hash(classifier.model.network)
+
+
+# --- the model -------------------------------------------------------------------------------------
+
+
+def test_the_model_s_figures_stand_with_their_intervals_and_its_matrix_if_there_is_one(classifier):
+    text = model_html(classifier, "<model>")
+    assert "94.1 % [92.1, 95.9]" in text
+    assert "&lt;model&gt;" in text
+    assert "holds no confusion matrix" in text
+    counts = {"counts": [[51, 2, 3], [4, 55, 6], [7, 8, 59]]}
+    metrics = {**MEASURED["metrics"], "test_confusion_matrix": counts}
+    model = dataclasses.replace(classifier.model, metadata={"metrics": metrics})
+    text = model_html(Classifier(model), "model")
+    for count in (51, 55, 59):
+        assert f"<td>{count}</td>" in text
+    assert "No figures were recorded" in model_html(
+        Classifier(dataclasses.replace(model, metadata={})), "model"
+    )

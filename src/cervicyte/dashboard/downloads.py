@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from cervicyte.dashboard.cell_view import Looked, absent_sentence
+from cervicyte.dashboard.reading_log import FORMULA_SIGNS
 from cervicyte.dashboard.results import Results, results_of
 from cervicyte.dashboard.worklist import Entry, Worklist
 from cervicyte.explanation import cam
@@ -35,7 +36,6 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 
 A4 = (8.27, 11.69)  # inches
 LINES_A_PAGE = 30
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
 TYPES = {"png": "image/png", "json": "application/json", "csv": "text/csv", "pdf": "application/pdf"}
 
 
@@ -254,14 +254,16 @@ def _row(worklist: Worklist, entry: Entry) -> list[str]:
     if prediction is None:
         return [_short(entry.name, 26), "could not be read", "", "", _short(entry.error, 38), ""]
     abnormal = worklist.abnormal(prediction)
-    remark = "" if prediction.verdict == "answer" else _short(prediction.sentence, 38)
+    remark = {"unlike_training": "unlike training cells", "not_a_cell": "not a single cell?"}.get(
+        prediction.verdict, "" if prediction.verdict == "answer" else _short(prediction.sentence, 40)
+    )
     return [
         _short(entry.name, 26),
         _short(prediction.class_name, 26),
         percent(prediction.confidence),
         "" if abnormal is None else percent(abnormal),
         remark,
-        f"{entry.sha256[:16]}…",
+        f"{entry.sha256[:12]}…",
     ]
 
 

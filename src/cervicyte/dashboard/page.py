@@ -17,10 +17,12 @@ import gradio as gr
 import cervicyte
 from cervicyte.dashboard import cell_view
 from cervicyte.dashboard.cell_view import Looked, look
-from cervicyte.dashboard.downloads import SAVES, Source, download_of_cell, download_of_worklist
+from cervicyte.dashboard.downloads import SAVES, Download, Source, download_of_cell, download_of_worklist
 from cervicyte.dashboard.intake import MAX_CELLS, MAX_UPLOAD_MB, Arrived, arrivals
 from cervicyte.dashboard.markup import error_html, thumbnail
 from cervicyte.dashboard.model_view import model_html
+from cervicyte.dashboard.reading import NOTHING_TO_READ, reading_html, summary_html
+from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
 from cervicyte.dashboard.session import SECONDS_KEPT, Session
 from cervicyte.dashboard.styles import CSS, HEAD, THEME
 from cervicyte.dashboard.worklist import Worklist, filter_html, progress_html, worklist_html
@@ -38,7 +40,7 @@ GONE = "The server no longer keeps this cell; choose its file again."
 
 # The names stand here in quotes: Gradio makes events of those alone.
 BRIDGE = """
-const known = ['open', 'explain', 'samples', 'clear', 'save'];
+const known = ['open', 'explain', 'samples', 'clear', 'save', 'drawn', 'record', 'next'];
 window.cervicyte.send = (name, data) => { if (known.includes(name)) trigger(name, data); };
 """
 
@@ -46,7 +48,11 @@ SAVE = "watch('value', () => window.cervicyte.save(props.value));"
 
 
 def build_page(
-    classifier: Classifier, model_name: str, samples: Path = SAMPLES, with_verdicts: bool = True
+    classifier: Classifier,
+    model_name: str,
+    samples: Path = SAMPLES,
+    with_verdicts: bool = True,
+    reading_log: ReadingLog | None = None,
 ) -> gr.Blocks:
     """Return the page for a classifier.
 
@@ -55,6 +61,7 @@ def build_page(
         model_name: as the page names the model.
         samples: holds pictures (PNG) to try, if it is there.
         with_verdicts: whether each map is held against controls after it is shown.
+        reading_log: keeps what is read blind, if the user turned it on.
     """
     drawn = [Arrived(file.name, file.read_bytes()) for file in sorted(samples.glob("*.png"))]
     pictures = {
@@ -132,7 +139,41 @@ def build_page(
             return gr.skip()
         return cell_view.verdict_html(asked[0], verdict)
 
+    def read_blind(session: Session, arrived: Iterator[Arrived]) -> Iterator[tuple[Any, ...]]:
+        """Take in cells that are to be read blind; the first is shown as soon as it is there."""
+        reading = session.reading
+        for _ in reading.cells.read(classifier, arrived):
+            yield gr.skip(), session, progress_html(reading.cells, reading=True), gr.skip(), gr.skip()
+        yield None, session, progress_html(reading.cells, reading=False), *of_reading(session)
+
+    def uploads_to_read(uploads: list[str], session: Session) -> Iterator[tuple[Any, ...]]:
+        yield from read_blind(session, arrivals(map(Path, uploads), session.reading.cells.room))
+
+    def samples_to_read(session: Session) -> Iterator[tuple[Any, ...]]:
+        yield from read_blind(session, iter(drawn[: session.reading.cells.room]))
+
+    def of_reading(session: Session) -> tuple[str, str]:
+        reading = session.reading
+        return reading_html(reading, classifier.class_names), summary_html(reading, reading_log is not None)
+
+    def record(session: Session, event: gr.EventData) -> tuple[Any, ...]:
+        seen = {entry.sha256 for entry in session.worklist.entries}
+        try:
+            session.reading.record(classifier, event.label, event.remark[:LONGEST_REMARK], seen, reading_log)
+        except CervicyteError as error:
+            return session, error_html(str(error)), gr.skip()
+        return session, *of_reading(session)
+
+    def next_to_read(session: Session) -> tuple[Any, ...]:
+        session.reading.revealed = False
+        return session, *of_reading(session)
+
     def save(session: Session, event: gr.EventData) -> str:
+        if event.of == "reading":
+            readings = session.reading.csv(classifier).encode("utf-8")
+            return Download("cervicyte_readings.csv", readings).packed()
+        if event.of == "cell" and with_verdicts and session.looked is not None:
+            session.looked.judge(classifier, session.looked.asked)  # no map goes out untested
         source = Source(classifier, model_name, session.worklist, session.looked)
         make = download_of_cell if event.of == "cell" else download_of_worklist
         made = make(source, event.what)
@@ -143,33 +184,48 @@ def build_page(
         return *shown(session), "", worklist_html(session.worklist)
 
     with gr.Blocks(title="Cervicyte", analytics_enabled=False, delete_cache=(60, 60)) as page:
-        session = gr.State(Session(Worklist(classifier.class_names)), time_to_live=SECONDS_KEPT)
-        bridge = gr.HTML("", js_on_load=BRIDGE, elem_id="bridge")
+        session = gr.State(Session.of(classifier.class_names), time_to_live=SECONDS_KEPT)
+        bridge = part("", js_on_load=BRIDGE, elem_id="bridge")
         # Shows nothing: what is put there is saved by the browser.
-        saved = gr.HTML("", html_template="", js_on_load=SAVE, elem_id="saved")
-        gr.HTML(masthead_html(model_name))
+        saved = part("", html_template="", js_on_load=SAVE, elem_id="saved")
+        part(masthead_html(model_name))
         with gr.Tabs():
             with gr.Tab("Cells"), gr.Row(elem_id="work"):
                 with gr.Column(elem_id="side"):
                     # Of any type: what a file is, is told by its contents, and an error in our words.
-                    gr.HTML('<p class="field-title">Images of single cells, or zip archives of them</p>')
+                    part('<p class="field-title">Images of single cells, or zip archives</p>')
                     upload = gr.File(
                         label="Images or zip archives", show_label=False, file_count="multiple", height=104,
                         elem_id="upload",
                     )  # fmt: skip
-                    gr.HTML(samples_html(list(pictures.values())))
-                    progress = gr.HTML("", elem_id="progress")
-                    gr.HTML(filter_html(classifier.class_names))
-                    listed = gr.HTML(worklist_html(Worklist(classifier.class_names)), elem_id="worklist")
+                    part(samples_html(list(pictures.values())))
+                    progress = part("", elem_id="progress")
+                    part(filter_html(classifier.class_names))
+                    listed = part(worklist_html(Worklist(classifier.class_names)), elem_id="worklist")
                 with gr.Column(elem_id="cell"):
-                    gr.HTML(NAVIGATION, elem_id="nav")
-                    answer = gr.HTML("", elem_id="answer")
-                    viewer = gr.HTML(cell_view.EMPTY_CELL, elem_id="viewer")
-                    verdict = gr.HTML("", elem_id="verdict")
-                    details = gr.HTML("", elem_id="details")
-                    gr.HTML(SAVES, elem_id="saves")
+                    part(NAVIGATION, elem_id="nav")
+                    answer = part("", elem_id="answer")
+                    viewer = part(cell_view.EMPTY_CELL, elem_id="viewer")
+                    verdict = part("", elem_id="verdict")
+                    details = part("", elem_id="details")
+                    part(SAVES, elem_id="saves")
+            with gr.Tab("Reading"), gr.Row(elem_id="read"):
+                with gr.Column(elem_id="read-side"):
+                    part('<p class="field-title">Cells to read blind: images or zip archives</p>')
+                    to_read = gr.File(
+                        label="Images or zip archives", show_label=False, file_count="multiple", height=104,
+                        elem_id="upload-reading",
+                    )  # fmt: skip
+                    part(samples_html(list(pictures.values()), "drawn"))
+                    read_progress = part("")
+                    summary = part(
+                        summary_html(Session.of(classifier.class_names).reading, reading_log is not None),
+                        elem_id="summary",
+                    )
+                with gr.Column(elem_id="reading-column"):
+                    reading_view = part(NOTHING_TO_READ, elem_id="reading")
             with gr.Tab("Model"):
-                gr.HTML(model_html(classifier, model_name), elem_id="model")
+                part(model_html(classifier, model_name), elem_id="model")
                 with gr.Accordion("The whole model card", open=False):
                     gr.Markdown(model_card(classifier.model), elem_id="card")
 
@@ -186,11 +242,21 @@ def build_page(
             bridge.explain(explain, session, [session, viewer, verdict], trigger_mode="always_last", **quiet)
         )
         bridge.clear(clear, session, [*cell_parts, progress, listed], **quiet)
+        read_parts = [to_read, session, read_progress, reading_view, summary]
+        to_read.upload(uploads_to_read, [to_read, session], read_parts, **quiet)
+        bridge.drawn(samples_to_read, session, read_parts, **quiet)
+        bridge.record(record, session, [session, reading_view, summary], **quiet)
+        bridge.next(next_to_read, session, [session, reading_view, summary], **quiet)
         bridge.save(save, session, saved, trigger_mode="multiple", **quiet)
         # After the map, which takes a small part of the time.
         for each in shows_map if with_verdicts else ():
             each.then(judge, session, verdict, trigger_mode="always_last", **quiet)
     return page
+
+
+def part(value: str = "", **settings: Any) -> gr.HTML:
+    """Return a place for markup that only the page's own style sheet dresses."""
+    return gr.HTML(value, apply_default_css=False, **settings)
 
 
 def masthead_html(model_name: str) -> str:
@@ -201,13 +267,13 @@ def masthead_html(model_name: str) -> str:
     )
 
 
-def samples_html(pictures: list[str]) -> str:
-    """Return the drawn cells as one button that takes them all in."""
+def samples_html(pictures: list[str], event: str = "samples") -> str:
+    """Return the drawn cells as one button that takes them all in; `event` is what it asks for."""
     if not pictures:
         return ""
     shown = "".join(f'<img src="{picture}" alt="">' for picture in pictures[:5])
     return (
-        f'<button type="button" class="samples" data-send="samples">{shown}'
+        f'<button type="button" class="samples" data-send="{event}">{shown}'
         "<span>Try drawn cells</span></button>"
         f'<p class="fine">Up to {MAX_UPLOAD_MB} MB a file, {MAX_CELLS} images a list. Paste with Ctrl+V. '
         "Files are read, kept in memory and deleted.</p>"

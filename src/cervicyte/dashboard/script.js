@@ -162,6 +162,7 @@
     const form = event.target.closest("form[data-send]");
     if (!form) return;
     event.preventDefault();
+    Object.assign(view, { zoom: 1, x: 0, y: 0 });
     page.send(form.dataset.send, Object.fromEntries(new FormData(form)));
   });
   document.addEventListener("keydown", (event) => {
@@ -179,8 +180,12 @@
       paint();
       return;
     }
-    if (!one("#viewer")?.offsetParent && !one("#reading .stage")) return;
     const inList = Boolean(one("#viewer")?.offsetParent);
+    if (!inList && /^[1-9]$/.test(key)) {
+      const choice = all("#reading input[type=radio]")[Number(key) - 1];
+      if (choice) { choice.checked = true; choice.focus(); }
+      return;
+    }
     if (inList && (key === "j" || key === "n")) step(1);
     else if (inList && (key === "k" || key === "p")) step(-1);
     else if (key === "+" || key === "=") zoom("in");
@@ -233,6 +238,7 @@
     filter();
     mark();
     paint();
+    if (document.activeElement === document.body) one("[data-autofocus]")?.focus({ preventScroll: true });
     if (focused && document.activeElement === document.body) {
       all("[data-focus]").find((element) => element.dataset.focus === focused)?.focus({ preventScroll: true });
     }

@@ -141,7 +141,8 @@ class Worklist:
                     one.name,
                     one.content,
                     hashlib.sha256(one.content).hexdigest(),
-                    *image.shape[:2],
+                    height=image.shape[0],
+                    width=image.shape[1],
                     thumbnail=thumbnail(image),
                     prediction=prediction,
                 )
@@ -187,7 +188,8 @@ def _row(worklist: Worklist, entry: Entry) -> str:
         f'data-text="{name}"><button type="button" data-open="{entry.key}" class="{grouping}">'
         f'<img src="{entry.thumbnail}" alt="" width="56" height="56"><span class="what">'
         f'<span class="name">{name}</span><span class="class"><b>{html.escape(prediction.class_name)}</b> '
-        f'{percent(prediction.confidence)}</span><span class="marks">{risk}{"".join(marks)}</span></span>'
+        f'<span class="num">{percent(prediction.confidence)}</span></span>'
+        f'<span class="marks">{risk}{"".join(marks)}</span></span>'
         "</button></li>"
     )
 
