@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cervicyte import __version__
-from cervicyte.dashboard import cell_view, intake, page, server
+from cervicyte.dashboard import cell_view, intake, limits, page, server
 from cervicyte.dashboard import worklist as worklist_module
 from cervicyte.dashboard.cell_view import Looked, look, outline_path
 from cervicyte.dashboard.downloads import Download, Source, download_of_cell, download_of_worklist, table_csv
@@ -49,7 +49,7 @@ from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 CLASSES = ("Koilocytotic", "Parabasal", "<b>Odd & old</b>")
-HOME = "http://127.0.0.1"
+HOME = "http://127.0.0.1"  # the name that the server is called by
 MEASURED = {"metrics": {"test": {"accuracy": {"value": 0.9412, "low": 0.921, "high": 0.9588}}}}
 
 
@@ -113,7 +113,7 @@ def test_pages_that_load_scripts_from_elsewhere_are_not_served(client, path):
 
 
 def test_an_upload_over_the_bound_is_refused(client):
-    content = bytes(page.MAX_UPLOAD_MB * 1024**2 + 1)
+    content = bytes(limits.MAX_UPLOAD_MB * 1024**2 + 1)
     assert client.post("/gradio_api/upload", files={"files": ("big.png", content)}).status_code == 413
 
 

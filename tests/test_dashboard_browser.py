@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +39,7 @@ QUIET_CHROMIUM = [
     "--disable-quic",
 ]
 CLASSES = ("Dyskeratotic", "Koilocytotic", "Parabasal")
-PATIENCE = 60_000  # milliseconds, for a busy machine
+PATIENCE = 120_000  # milliseconds, for a busy machine
 
 SERVE = """
 import functools, sys
@@ -95,34 +100,57 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def page(browser, address, request):
-    width, height = request.param
-    # Without our own policy, which would hide what the page tries to load.
-    context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.asked, page.failures = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on("pageerror", lambda error: page.failures.append(str(error)))
-    page.goto(address)
-    page.wait_for_selector(".empty")
-    yield page
-    context.close()
+@pytest.fixture
+def opened(browser, address):
+    """Return a function that opens the page in a window of its own."""
+    contexts = []
+
+    def open_page(width: int = 1280, height: int = 900, **settings):
+        # Without our own policy, which would hide what the page tries to load.
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, bypass_csp=True, accept_downloads=True, **settings
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.asked, page.failures = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("pageerror", lambda error: page.failures.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#worklist .empty")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
-def test_a_cell_is_answered_and_nobody_else_is_asked(page, address, samples):
+@pytest.fixture
+def page(opened):
+    return opened()
+
+
+def upload(page, *files: Path, field: str = "#upload") -> None:
+    page.set_input_files(f"{field} input[type=file]", list(files))
+
+
+def tab(page, name: str) -> None:
+    page.click(f"[role=tab]:has-text('{name}')")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_a_cell_is_answered_and_nobody_else_is_asked(opened, address, samples, width, height):
+    page = opened(width, height)
     assert page.is_visible(f"text={RESEARCH_USE_ONLY}")
     assert not page.is_visible("footer")
-    page.set_input_files("#upload input[type=file]", samples / "koilocytotic.png")
+    upload(page, samples / "koilocytotic.png")
     page.wait_for_selector(".answer h2")
-    predicted = page.inner_text(".answer h2")
-    assert predicted in CLASSES
+    (predicted,) = [name for name in CLASSES if name in page.inner_text(".answer h2")]
     assert page.locator(".bars li").count() == len(CLASSES)
-    assert page.inner_text("figure strong") == predicted
+    assert page.inner_text(".legend strong") == predicted
     page.wait_for_selector(f".verdict:has-text('({predicted})')")
-    assert "passes through the network" in page.inner_text("#verdict")
-    for picture in page.locator("figure > img").all():
+    assert "through the network" in page.inner_text("#verdict")
+    for picture in page.locator("#viewer img").all():
         assert picture.evaluate("image => image.naturalWidth") > 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     elsewhere = [url for url in page.asked if not url.startswith((address, "data:", "blob:"))]
@@ -131,32 +159,181 @@ def test_a_cell_is_answered_and_nobody_else_is_asked(page, address, samples):
     assert page.failures == []
 
 
-def test_another_class_is_explained_when_it_is_chosen(page):
-    page.click(".samples button >> nth=2")
-    page.wait_for_selector("figure strong")
-    predicted = page.inner_text("figure strong")
-    before = page.get_attribute("figure >> nth=1 >> img >> nth=0", "src")
-    other = next(name for name in CLASSES if name != predicted)
-    page.click(f"#picker label:has-text('{other}')")
-    page.wait_for_selector(f"figure strong:has-text('{other}')")
-    assert page.get_attribute("figure >> nth=1 >> img >> nth=0", "src") != before
-    page.wait_for_selector(f".verdict:has-text('({other})')")
-    assert page.inner_text(".answer h2") == predicted
+def test_twenty_cells_in_an_archive_are_listed_filtered_and_flipped_through(page, tmp_path):
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        for number in range(20):
+            cell = draw_cell(CLASSES[number % 3], np.random.default_rng(number)).image
+            Image.fromarray(cell).save(tmp_path / "cell.png")
+            archive.write(tmp_path / "cell.png", f"cell_{number:02}.png")
+        archive.writestr("note.png", "this is text")
+    upload(page, tmp_path / "cells.zip")
+    page.wait_for_selector("text=20 cells read, 1 could not be")
+    assert page.inner_text("#worklist li:last-child") == (
+        "note.png: is not an image in a known format; give a BMP, PNG, JPEG or TIFF file."
+    )
+    risks = [float(re.sub(r"[^0-9.]", "", text)) for text in page.locator(".risk").all_inner_texts()]
+    assert len(risks) == 20
+    assert risks == sorted(risks, reverse=True)
+    page.wait_for_selector("[data-place]:has-text('1 of 20')")
+    for _ in range(3):
+        page.keyboard.press("j")  # faster than the server answers
+    page.keyboard.press("k")
+    wanted = page.inner_text("#worklist li:nth-child(3) .name")
+    page.wait_for_selector(f".answer .kicker:has-text('{wanted}')")
+    page.wait_for_selector("[data-place]:has-text('3 of 20')")
+    page.fill("#filter-text", "cell_1")
+    assert page.inner_text("#filter-count") == "10 of 21 shown"
+    page.fill("#filter-text", "")
+    page.select_option("#filter-kind", "kind:error")
+    assert page.inner_text("#filter-count") == "1 of 21 shown"
+    assert page.failures == []
 
 
 def test_text_named_as_a_picture_is_refused_in_one_sentence_and_a_cell_read_after_it(page, tmp_path):
     (tmp_path / "note.png").write_text("this is no picture")
-    page.set_input_files("#upload input[type=file]", tmp_path / "note.png")
-    page.wait_for_selector(".refusal")
-    assert page.inner_text(".refusal") == (
+    upload(page, tmp_path / "note.png")
+    page.wait_for_selector("#worklist .failed")
+    assert page.inner_text("#worklist .failed") == (
         "note.png: is not an image in a known format; give a BMP, PNG, JPEG or TIFF file."
     )
-    assert not page.is_visible("figure")
-    assert not page.is_visible("#picker")
+    assert not page.is_visible(".answer")
     Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.tif")
-    page.set_input_files("#upload input[type=file]", tmp_path / "deep.tif")
+    upload(page, tmp_path / "deep.tif")
     page.wait_for_selector(".answer h2")
-    assert page.is_visible("figure")
+    assert page.locator("#worklist li").count() == 2
+
+
+def test_another_class_method_and_layer_are_shown_when_they_are_chosen(page):
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector(".legend strong")
+    predicted = page.inner_text(".legend strong")
+    before = page.get_attribute(".pane .map", "src")
+    other = next(name for name in CLASSES if name != predicted)
+    page.fill("#opacity", "40")
+    page.click(f".strip button[data-class='{other}']")
+    page.wait_for_selector(f".legend strong:has-text('{other}')")
+    of_other = page.get_attribute(".pane .map", "src")
+    assert of_other != before
+    page.wait_for_selector(f".verdict:has-text('({other})')")
+    page.select_option("#method", "layercam")
+    page.wait_for_function("before => document.querySelector('.pane .map').src !== before", arg=of_other)
+    by_layercam = page.get_attribute(".pane .map", "src")
+    page.select_option("#layer", "layer3")
+    page.wait_for_function("before => document.querySelector('.pane .map').src !== before", arg=by_layercam)
+    assert page.input_value("#method") == "layercam"
+    # What the reader set stays as it was set.
+    assert page.input_value("#opacity") == "40"
+    assert page.evaluate("getComputedStyle(document.querySelector('.pane .map')).opacity") == "0.4"
+    page.fill("#split", "50")
+    assert "50%" in page.evaluate("getComputedStyle(document.querySelector('.pane .map')).clipPath")
+
+
+def test_a_picture_is_pasted_from_the_clipboard(page, samples):
+    pixels = base64.b64encode((samples / "parabasal.png").read_bytes()).decode()
+    page.evaluate(
+        """pixels => {
+          const bytes = Uint8Array.from(atob(pixels), sign => sign.charCodeAt(0));
+          const held = new DataTransfer();
+          held.items.add(new File([bytes], "pasted.png", {type: "image/png"}));
+          document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: held, bubbles: true}));
+        }""",
+        pixels,
+    )
+    page.wait_for_selector(".answer .kicker:has-text('pasted.png')")
+
+
+def test_every_download_is_saved_and_can_be_opened(page, tmp_path):
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector(".answer h2")
+    for of, kind in [("cell", kind) for kind in ("png", "json", "csv", "pdf")] + [
+        ("list", kind) for kind in ("json", "csv", "pdf")
+    ]:
+        with page.expect_download() as waiting:
+            page.click(f"[data-save={kind}][data-of={of}]")
+        path = tmp_path / f"{of}.{kind}"
+        waiting.value.save_as(path)
+        assert waiting.value.suggested_filename.endswith(f".{kind}")
+        if kind == "png":
+            assert Image.open(path).text["Copyright"] == RESEARCH_USE_ONLY
+        elif kind == "json":
+            content = json.loads(path.read_text("utf-8"))
+            assert content["notice"] == RESEARCH_USE_ONLY
+            assert len(content["cells"]) == (1 if of == "cell" else len(CLASSES))
+        elif kind == "csv":
+            rows = list(csv.DictReader(path.open(newline="")))
+            assert {row["notice"] for row in rows} == {RESEARCH_USE_ONLY}
+        else:
+            assert path.read_bytes().startswith(b"%PDF-")
+    assert page.failures == []
+
+
+def test_a_cell_is_read_before_the_answer_is_shown(page, tmp_path):
+    tab(page, "Reading")
+    page.click("#read-side button.samples")
+    page.wait_for_selector("#reading form")
+    assert "%" not in page.inner_text("#reading")
+    assert not any(name.lower() in page.inner_html("#reading .stage").lower() for name in CLASSES)
+    page.keyboard.press("2")
+    page.fill("textarea[name=remark]", "folded")
+    page.click("text=Record and reveal")
+    page.wait_for_selector(".outcome")
+    assert "Koilocytotic" in page.inner_text(".both")
+    page.wait_for_function("document.activeElement.textContent === 'Next cell'")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Cell 2 of 3")
+    with page.expect_download() as waiting:
+        page.click("text=Save readings as CSV")
+    waiting.value.save_as(tmp_path / "readings.csv")
+    (row,) = csv.DictReader((tmp_path / "readings.csv").open(newline=""))
+    assert (row["label"], row["remark"], row["blind"]) == ("Koilocytotic", "folded", "true")
+
+
+def test_everything_is_reached_by_keyboard_alone(page):
+    page.focus("button.samples >> nth=0")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-place]:has-text('1 of 3')")
+    page.focus("#worklist button[aria-current]")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector("[data-place]:has-text('2 of 3')")
+    wanted = page.inner_text("#worklist li:nth-child(2) .name")
+    page.wait_for_selector(f".answer .kicker:has-text('{wanted}')")
+    page.keyboard.press("o")
+    assert page.is_checked("#outlined")
+    page.keyboard.press("m")
+    assert page.input_value("#opacity") == "0"
+    page.keyboard.press("+")
+    page.wait_for_selector(".stage.zoomed")
+    page.keyboard.press("0")
+    page.wait_for_selector(".stage:not(.zoomed)")
+    other = page.locator(".strip button[aria-pressed=false]").first
+    name = other.get_attribute("data-class")
+    other.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f".legend strong:has-text('{name}')")
+    # The place where one was is not lost when the picture changes.
+    page.wait_for_function("name => document.activeElement.dataset.class === name", arg=name)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_page(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    page = opened(color_scheme=scheme)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 120) is (scheme == "dark")
+    found = []
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector(".verdict:has-text('through the network')")
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    for name in ("Cells", "Reading", "Model"):
+        tab(page, name)
+        if name == "Reading":
+            page.click("#read-side button.samples")
+            page.wait_for_selector("#reading form")
+        page.wait_for_timeout(300)
+        for one in axe.Axe().run(page).response["violations"]:
+            if one["impact"] in ("serious", "critical"):
+                found += [f"{name}: {one['id']}: {node['html'][:160]}" for node in one["nodes"]]
+    assert found == []
 
 
 def test_control_c_ends_the_server_in_good_order(model_path, samples):

@@ -7,18 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cervicyte.dashboard.limits import MAX_UPLOAD_MB
 from cervicyte.errors import CervicyteError
 from cervicyte.images.reader import sniff_format
 from cervicyte.inference.sources import Source, sources_of
 
-MAX_UPLOAD_MB = 50
-"""Bound for one upload, an archive too, and for one file inside an archive."""
 MAX_CELLS = 500
 """Images in one worklist."""
 MAX_WORKLIST_MB = 200
 """Bytes of the files in one worklist, which lie in the memory of the server."""
-MAX_PIXELS = 20_000_000
-"""Bound for one image, height times width; a whole SIPaKMeD field has 3.1 million."""
 
 
 @dataclass(frozen=True)

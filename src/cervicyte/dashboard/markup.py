@@ -9,9 +9,9 @@ import io
 import numpy as np
 from PIL import Image
 
+from cervicyte.dashboard.limits import SHOWN_SIDE
 from cervicyte.explanation.colours import overlay
 
-SHOWN_SIDE = 1024  # pixels; larger pictures are shown smaller
 THUMBNAIL_SIDE = 112  # pixels: twice the size in which it stands in a list
 LOSSLESS_SIDE = 640  # pixels; a larger picture goes to the browser as JPEG
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,19 @@ import cervicyte
 from cervicyte.dashboard import cell_view
 from cervicyte.dashboard.cell_view import Looked, look
 from cervicyte.dashboard.downloads import SAVES, Download, Source, download_of_cell, download_of_worklist
-from cervicyte.dashboard.intake import MAX_CELLS, MAX_UPLOAD_MB, Arrived, arrivals
+from cervicyte.dashboard.intake import MAX_CELLS, Arrived, arrivals
+from cervicyte.dashboard.limits import MAX_UPLOAD_MB
 from cervicyte.dashboard.markup import error_html, thumbnail
 from cervicyte.dashboard.model_view import model_html
 from cervicyte.dashboard.reading import NOTHING_TO_READ, reading_html, summary_html
 from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
 from cervicyte.dashboard.session import SECONDS_KEPT, Session
-from cervicyte.dashboard.styles import CSS, HEAD, THEME
 from cervicyte.dashboard.worklist import Worklist, filter_html, progress_html, worklist_html
 from cervicyte.errors import CervicyteError
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.provenance import RESEARCH_USE_ONLY
-
-__all__ = ["CSS", "HEAD", "MAX_UPLOAD_MB", "THEME", "build_page"]
 
 SAMPLES = Path(cervicyte.__file__).parent / "sample_image"
 SECONDS_OF_REST = 0.4  # a map is tested once the reader stays with it
@@ -86,11 +85,11 @@ def build_page(
         """Return what is shown of the cell that is looked at: session, answer, picture, verdict, details."""
         looked = session.looked
         if looked is None:
-            return session, "", cell_view.EMPTY_CELL, "", ""
+            return session, "", stamped(cell_view.EMPTY_CELL), "", ""
         return (
             session,
             cell_view.answer_html(session.worklist, looked),
-            cell_view.viewer_html(classifier, looked),
+            stamped(cell_view.viewer_html(classifier, looked)),
             said_of_map(looked),
             cell_view.details_html(classifier, looked, pictures),
         )
@@ -111,19 +110,19 @@ def build_page(
     def open_cell(session: Session, event: gr.EventData) -> tuple[Any, ...]:
         entry = session.worklist.entry(int(event.key))
         if entry is None or entry.prediction is None:
-            return session, error_html(GONE), cell_view.EMPTY_CELL, "", ""
+            return session, error_html(GONE), stamped(cell_view.EMPTY_CELL), "", ""
         session.looked = look(classifier, entry)
         return shown(session)
 
     def explain(session: Session, event: gr.EventData) -> tuple[Any, ...]:
         looked = session.looked
         if looked is None:
-            return session, error_html(GONE), ""
+            return session, stamped(error_html(GONE)), ""
         try:
             looked.explain(classifier, event.class_name, event.method, event.layer)
         except CervicyteError as error:
-            return session, error_html(str(error)), ""
-        return session, cell_view.viewer_html(classifier, looked), said_of_map(looked)
+            return session, stamped(error_html(str(error))), ""
+        return session, stamped(cell_view.viewer_html(classifier, looked)), said_of_map(looked)
 
     def judge(session: Session) -> Any:
         """Hold the map that is shown against controls; say nothing if another one is shown by then."""
@@ -237,9 +236,9 @@ def build_page(
             bridge.samples(read_samples, session, list_parts, **quiet),
         ]
         shows_map = [each.then(open_first, session, cell_parts, **quiet) for each in read]
-        shows_map.append(bridge.open(open_cell, session, cell_parts, trigger_mode="always_last", **quiet))
+        shows_map.append(bridge.open(open_cell, session, cell_parts, trigger_mode="multiple", **quiet))
         shows_map.append(
-            bridge.explain(explain, session, [session, viewer, verdict], trigger_mode="always_last", **quiet)
+            bridge.explain(explain, session, [session, viewer, verdict], trigger_mode="multiple", **quiet)
         )
         bridge.clear(clear, session, [*cell_parts, progress, listed], **quiet)
         read_parts = [to_read, session, read_progress, reading_view, summary]
@@ -257,6 +256,11 @@ def build_page(
 def part(value: str = "", **settings: Any) -> gr.HTML:
     """Return a place for markup that only the page's own style sheet dresses."""
     return gr.HTML(value, apply_default_css=False, **settings)
+
+
+def stamped(markup: str) -> str:
+    """Return markup that differs from all before it, so that the browser notices that an answer is here."""
+    return f'<div data-stamp="{uuid.uuid4().hex}">{markup}</div>'
 
 
 def masthead_html(model_name: str) -> str:

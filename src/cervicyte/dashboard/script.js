@@ -7,6 +7,22 @@
   const opened = new Set(); // what stays open from cell to cell
   let focused = null;
 
+  // One question at a time: of those asked meanwhile only the last is wanted, and every answer has a new stamp.
+  const LONGEST = 20000; // milliseconds, after which an answer is not waited for
+  let asked = 0, next = null, stamp = null;
+  function ask(name, data) {
+    if (Date.now() - asked < LONGEST) { next = [name, data]; return; }
+    asked = Date.now();
+    page.send(name, data);
+  }
+  function answered() {
+    const found = one("#viewer [data-stamp]")?.dataset.stamp;
+    if (!found || found === stamp) return;
+    stamp = found;
+    asked = 0;
+    if (next) { const [name, data] = next; next = null; ask(name, data); }
+  }
+
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const one = (selector) => document.querySelector(selector);
   const isField = (element) => element?.matches?.("input:not([type=range]):not([type=checkbox]), textarea, select");
@@ -54,7 +70,7 @@
     mark();
     button.scrollIntoView({ block: "nearest" });
     if (focus) button.focus({ preventScroll: true });
-    page.send("open", { key: Number(page.current) });
+    ask("open", { key: Number(page.current) });
   }
 
   function step(by, focus) {
@@ -135,7 +151,7 @@
     if (data.open) open(button);
     else if (data.step) step(Number(data.step));
     else if (data.zoom) zoom(data.zoom);
-    else if (data.class) page.send("explain", { ...chosen(), class_name: data.class });
+    else if (data.class) ask("explain", { ...chosen(), class_name: data.class });
     else if (data.save) page.send("save", { what: data.save, of: data.of });
     else if (data.send) {
       if (data.send === "clear") page.current = null;
@@ -156,7 +172,7 @@
     }
   });
   document.addEventListener("change", (event) => {
-    if (event.target.id === "method" || event.target.id === "layer") page.send("explain", chosen());
+    if (event.target.id === "method" || event.target.id === "layer") ask("explain", chosen());
   });
   document.addEventListener("submit", (event) => {
     const form = event.target.closest("form[data-send]");
@@ -229,6 +245,7 @@
   }, true);
 
   function refresh() {
+    answered();
     const entered = one("#viewer [data-key]")?.dataset.key;
     if (entered !== undefined && page.current === null) page.current = entered;
     for (const part of all("details[data-keep]")) {

@@ -40,8 +40,9 @@ from cervicyte.dashboard.api import PREFIX, build_api
 from cervicyte.dashboard.batching import LOGGER, Batcher
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
 from cervicyte.dashboard.monitoring import Monitor
-from cervicyte.dashboard.page import CSS, HEAD, THEME, build_page
+from cervicyte.dashboard.page import build_page
 from cervicyte.dashboard.reading_log import ReadingLog
+from cervicyte.dashboard.styles import CSS, HEAD, THEME
 from cervicyte.dashboard.uploads import new_folder_name, private_folder
 from cervicyte.errors import UsageError
 from cervicyte.inference.classifier import Classifier
@@ -119,7 +120,7 @@ def build_app(
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
     return gr.mount_gradio_app(
         app,
-        build_page(classifier, name, with_verdicts=with_verdicts),
+        build_page(classifier, name, with_verdicts=with_verdicts, reading_log=reading_log),
         path="/",
         root_path=access.root_path or None,
         footer_links=[],

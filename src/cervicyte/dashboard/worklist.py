@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cervicyte.dashboard.intake import MAX_CELLS, MAX_PIXELS, MAX_WORKLIST_MB, Arrived
+from cervicyte.dashboard.intake import MAX_CELLS, MAX_WORKLIST_MB, Arrived
+from cervicyte.dashboard.limits import MAX_PIXELS
 from cervicyte.dashboard.markup import thumbnail
 from cervicyte.datasets.classes import Grouping, grouping_of
 from cervicyte.errors import ImageError
