@@ -20,6 +20,7 @@ import torch
 from conftest import PROJECT
 from fastapi.testclient import TestClient
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from cervicyte import __version__
 from cervicyte.dashboard import cell_view, intake, limits, page, server
@@ -339,6 +340,7 @@ def test_outlines_lie_round_nucleus_and_cell_of_a_drawn_cell(classifier):
     found = Worklist(classifier.class_names)
     list(found.read(classifier, [Arrived("drawn.png", file.getvalue())]))
     seen = look(classifier, found.entries[0])
+    assert seen.areas is not None
     nucleus, whole = seen.areas
     assert nucleus / whole == pytest.approx(cell.nucleus.sum() / cell.cell.sum(), rel=0.5)
     assert f"{100 * nucleus / whole:.0f} %" in cell_view.areas_html(seen)
@@ -447,7 +449,7 @@ def test_every_known_class_is_described_and_no_other():
         names = tuple(one.name for one in classes)
         assert tuple(guide_of(names)) == names
         for one in classes:
-            assert guide_of(names)[one.name].means.lower().startswith(one.grouping)
+            assert guide_of(names)[one.name].means.lower().startswith(str(one.grouping))
     assert guide_of(("a", "b")) == {}
 
 
@@ -477,16 +479,28 @@ def source(classifier, worklist, looked) -> Source:
     ("of", "kinds"), [("cell", ("json", "csv", "pdf", "png")), ("list", ("json", "csv", "pdf"))]
 )
 def test_every_download_carries_the_notice_and_the_hashes(source, of, kinds):
-    make = download_of_cell if of == "cell" else download_of_worklist
     weights = weights_hash(source.classifier.model.network)
     for kind in kinds:
-        found = make(source, kind)
+        found = made(source, of, kind)
         assert found.name.endswith(f".{kind}")
         text = words_in(found)
         assert RESEARCH_USE_ONLY in text
         assert kind == "csv" or weights in text
         assert (of == "list" and kind == "pdf") or source.looked.entry.sha256 in text
-    assert make(source, "exe") is None
+    assert download_of_cell(source, "exe") is None
+    assert download_of_worklist(source, "exe") is None
+
+
+def made(source: Source, of: str, kind: str) -> Download:
+    found = (download_of_cell if of == "cell" else download_of_worklist)(source, kind)
+    assert found is not None
+    return found
+
+
+def text_of_png(content: bytes) -> dict[str, str]:
+    image = Image.open(io.BytesIO(content))
+    assert isinstance(image, PngImageFile)
+    return dict(image.text)
 
 
 def words_in(found: Download) -> str:
@@ -497,14 +511,14 @@ def words_in(found: Download) -> str:
         # A hash stands alone in its line, and a line's end is no part of a sentence.
         return re.sub(r"\s+", " ", " ".join(pages))
     if found.name.endswith(".png"):
-        return " ".join(Image.open(io.BytesIO(found.content)).text.values())
+        return " ".join(text_of_png(found.content).values())
     return found.content.decode("utf-8")
 
 
 def test_json_is_of_the_published_schema_and_holds_no_more_than_numbers(source):
     published = json.loads((PROJECT / "docs" / "schemas" / "results-1.json").read_text("utf-8"))
     assert published == schema(), "write it anew: see docs/dashboard.md"
-    content = json.loads(download_of_worklist(source, "json").content, parse_constant=pytest.fail)
+    content = json.loads(made(source, "list", "json").content, parse_constant=pytest.fail)
     assert [one["image"]["name"] for one in content["cells"]] == [e.name for e in source.worklist.sorted()]
     assert content["cells"][-1]["error"].startswith("note.png: ")
     checker = pytest.importorskip("jsonschema", reason="needs jsonschema: pip install jsonschema")
@@ -520,20 +534,22 @@ def test_the_table_has_a_row_a_file_and_no_formula(classifier):
     rows = list(csv.DictReader(io.StringIO(table_csv(classifier, found.sorted()))))
     assert [row["path"][0] for row in rows] == ["'", "n"]
     assert rows[0]["predicted_class"] in CLASSES
-    assert float(rows[0]["confidence"]) == pytest.approx(found.entries[0].prediction.confidence, abs=1e-6)
+    (said, _) = (entry.prediction for entry in found.sorted())
+    assert said is not None
+    assert float(rows[0]["confidence"]) == pytest.approx(said.confidence, abs=1e-6)
     assert rows[1]["error"].startswith("note.png: ")
 
 
 def test_the_picture_shows_the_map_that_was_looked_at(source):
-    before = download_of_cell(source, "png").content
+    before = made(source, "cell", "png").content
     source.looked.explain(source.classifier, CLASSES[1], "layercam", "layer3")
-    after = download_of_cell(source, "png").content
+    after = made(source, "cell", "png").content
     assert before != after
-    assert "LayerCAM at layer3" in Image.open(io.BytesIO(after)).text["Description"]
+    assert "LayerCAM at layer3" in text_of_png(after)["Description"]
 
 
 def test_the_same_download_twice_is_two_downloads(source):
-    found = download_of_cell(source, "csv")
+    found = made(source, "cell", "csv")
     first, second = json.loads(found.packed()), json.loads(found.packed())
     assert first != second
     assert first["data"] == second["data"]

@@ -424,7 +424,7 @@ def quality_text(step: Step) -> str:
     if math.isinf(step.psnr):
         return "equal to the original"
     similarity = "image too small" if step.ssim is None else f"{step.ssim:.3f}"
-    return f"PSNR {step.psnr:.1f} dB · SSIM {similarity} · contrast &times; {step.contrast:.2f}"
+    return f"PSNR {step.psnr:.1f} dB · SSIM {similarity} · contrast&nbsp;&times;&nbsp;{step.contrast:.2f}"
 
 
 def guide_html(class_names: tuple[str, ...], drawn: Mapping[str, str]) -> str:

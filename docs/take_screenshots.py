@@ -1,0 +1,90 @@
+"""Takes the pictures of docs/dashboard.md, of drawn cells: `python docs/take_screenshots.py`.
+
+Needs `pip install '.[browser]'` and Chromium. The dashboard runs with the model that ships.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+FOLDER = Path(__file__).parent / "images"
+MOST_BYTES = 150_000
+PATIENCE = 180_000  # milliseconds
+
+
+def keep(page: Page, name: str) -> None:
+    """Write what is seen as a PNG of at most `MOST_BYTES`, of as many colours as that allows."""
+    page.wait_for_timeout(700)
+    image = Image.open(BytesIO(page.screenshot())).convert("RGB")
+    for colours in (256, 192, 128, 96, 64, 48, 32):
+        file = BytesIO()
+        reduced = image.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        reduced.save(file, "PNG", optimize=True)
+        if file.tell() <= MOST_BYTES:
+            break
+    (FOLDER / f"dashboard_{name}.png").write_bytes(file.getvalue())
+    print(f"dashboard_{name}.png: {colours} colours, {file.tell():,} bytes")
+
+
+def main() -> None:
+    """Start the dashboard, walk through it, and take the pictures."""
+    FOLDER.mkdir(exist_ok=True)
+    command = [sys.executable, str(FOLDER.parents[1] / "app.py"), "--port", "0", "--no-browser"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = next(line.split()[3] for line in server.stdout if line.startswith("Dashboard ready"))
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        with sync_playwright() as engine:
+            browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            for scheme, width, height in (("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)):
+                page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+                page.set_default_timeout(PATIENCE)
+                page.goto(address)
+                walk(page, "phone" if width < 500 else scheme)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def walk(page: Page, kind: str) -> None:
+    """Read the drawn cells, and keep what is seen on the way."""
+    if kind == "light":
+        page.click("[role=tab]:has-text('Reading')")
+        page.click("#read-side button.samples")
+        page.wait_for_selector("#reading form")
+        page.keyboard.press("1")
+        keep(page, "reading")
+        page.click("text=Record and reveal")
+        page.wait_for_selector(".outcome")
+        keep(page, "revealed")
+        page.click("[role=tab]:has-text('Model')")
+        keep(page, "model")
+        page.click("[role=tab]:has-text('Cells')")
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector(".verdict:has-text('through the network')")
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    if kind == "dark":
+        page.fill("#split", "50")
+        page.check("#outlined")
+        page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    if kind == "phone":
+        page.evaluate("document.querySelector('#nav').scrollIntoView()")
+    keep(page, f"cells_{kind}")
+    if kind == "light":
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        page.wait_for_timeout(500)
+        page.evaluate("document.querySelector('#details').scrollIntoView()")
+        keep(page, "details")
+
+
+if __name__ == "__main__":
+    main()
