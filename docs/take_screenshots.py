@@ -10,6 +10,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -44,7 +45,9 @@ def main() -> None:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         with sync_playwright() as engine:
             browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            for scheme, width, height in (("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)):
+            windows: tuple[tuple[Literal["light", "dark"], int, int], ...]
+            windows = ("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)
+            for scheme, width, height in windows:
                 page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
                 page.set_default_timeout(PATIENCE)
                 page.goto(address)

@@ -12,6 +12,7 @@ import re
 import socket
 import stat
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,18 @@ def test_an_image_over_the_bound_is_refused_before_it_is_decoded(classifier, mon
     found = Worklist(classifier.class_names)
     list(found.read(classifier, [Arrived("a.png", png())]))
     assert "more than the 100 that are read" in found.entries[0].error
+
+
+def test_files_that_come_in_at_two_doors_at_once_keep_keys_of_their_own(classifier):
+    found = Worklist(classifier.class_names)
+
+    def take_in(door: int) -> None:
+        list(found.read(classifier, [Arrived(f"{door}_{n}.png", png(n)) for n in range(9)]))
+
+    with ThreadPoolExecutor(2) as doors:
+        list(doors.map(take_in, range(2)))
+    assert [entry.key for entry in found.entries] == list(range(18))
+    assert len({entry.name for entry in found.entries}) == 18
 
 
 def test_doubt_and_unlikeness_are_marked_in_the_list():

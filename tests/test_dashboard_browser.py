@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from cervicyte.datasets.synthetic import draw_cell
 from cervicyte.images.preprocessing import Preprocessing
@@ -254,7 +255,8 @@ def test_every_download_is_saved_and_can_be_opened(page, tmp_path):
         waiting.value.save_as(path)
         assert waiting.value.suggested_filename.endswith(f".{kind}")
         if kind == "png":
-            assert Image.open(path).text["Copyright"] == RESEARCH_USE_ONLY
+            with PngImageFile(path) as image:
+                assert image.text["Copyright"] == RESEARCH_USE_ONLY
         elif kind == "json":
             content = json.loads(path.read_text("utf-8"))
             assert content["notice"] == RESEARCH_USE_ONLY

@@ -88,6 +88,7 @@ def test_the_model_file_says_where_it_comes_from(run):
     assert model.metadata["split"]["hash"] == metrics["context"]["split"]["hash"]
     assert model.metadata["metrics"]["test"] == metrics["overall"]
     assert model.metadata["metrics"]["test_per_class"] == metrics["per_class"]
+    assert model.metadata["metrics"]["test_confusion_matrix"]["counts"] == metrics["confusion_matrix"]
     assert model.metadata["metrics"]["validation"]["epoch"] == model.epoch
     assert model.metadata["caveats"] == metrics["context"]["caveats"]
     assert model.metadata["training_minutes"] == metrics["context"]["training_minutes"]

@@ -35,6 +35,7 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SAMPLES = Path(cervicyte.__file__).parent / "sample_image"
 SECONDS_OF_REST = 0.4  # a map is tested once the reader stays with it
+READERS_AT_ONCE = 4  # of one kind of question; a long list of one reader does not hold up another's
 GONE = "The server no longer keeps this cell; choose its file again."
 
 # The names stand here in quotes: Gradio makes events of those alone.
@@ -72,7 +73,10 @@ def build_page(
         """Read files into the list while it is looked at; the field for files is free again at the end."""
         worklist = session.worklist
         for _ in worklist.read(classifier, arrived):
+            if session.worklist is not worklist:  # it was cleared meanwhile
+                break
             yield gr.skip(), session, progress_html(worklist, reading=True), worklist_html(worklist)
+        worklist = session.worklist
         yield None, session, progress_html(worklist, reading=False), worklist_html(worklist)
 
     def read_uploads(uploads: list[str], session: Session) -> Iterator[tuple[Any, ...]]:
@@ -228,7 +232,11 @@ def build_page(
                 with gr.Accordion("The whole model card", open=False):
                     gr.Markdown(model_card(classifier.model), elem_id="card")
 
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_limit": READERS_AT_ONCE,
+        }
         cell_parts = [session, answer, viewer, verdict, details]
         list_parts = [upload, session, progress, listed]
         read = [

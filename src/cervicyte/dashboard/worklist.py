@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import html
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from cervicyte.pages import plural
 
 AT_ONCE = 8  # images that are answered together, so that the list grows as one looks at it
 PIXELS_AT_ONCE = 40_000_000
+_ADDING = threading.Lock()
 FLAGGED = ("unlike_training", "not_a_cell")
 
 
@@ -125,7 +127,7 @@ class Worklist:
                     waiting.append((one, read_image(one.content, name=one.name, max_pixels=MAX_PIXELS)))
                 except ImageError as error:
                     self._answer(classifier, waiting)
-                    self.entries.append(Entry(len(self.entries), one.name, error=str(error)))
+                    self._add(Entry(0, one.name, error=str(error)))
                 images = [image for _, image in waiting]
                 if sum(image.shape[0] * image.shape[1] for image in images) > PIXELS_AT_ONCE:
                     self._answer(classifier, waiting)
@@ -136,9 +138,9 @@ class Worklist:
         """Answer for what has been read, and forget its pixels."""
         predictions = classifier.predict([image for _, image in waiting])
         for (one, image), prediction in zip(waiting, predictions, strict=True):
-            self.entries.append(
+            self._add(
                 Entry(
-                    len(self.entries),
+                    0,
                     one.name,
                     one.content,
                     hashlib.sha256(one.content).hexdigest(),
@@ -149,6 +151,11 @@ class Worklist:
                 )
             )
         waiting.clear()
+
+    def _add(self, entry: Entry) -> None:
+        """Append an entry under its own key; files may come in at two doors of a page at once."""
+        with _ADDING:
+            self.entries.append(replace(entry, key=len(self.entries)))
 
 
 # --- markup --------------------------------------------------------------------------------------
