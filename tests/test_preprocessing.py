@@ -585,5 +585,7 @@ def test_each_step_is_held_against_the_original_on_the_original_s_pixels():
     assert steps["resized"].image.shape == (32, 32, 3)
     (*_, shrunk) = steps_against_original(Preprocessing(canvas_size=90, image_size=32), smooth)
     assert 0.5 < shrunk.ssim < 0.999
+    brighter = Preprocessing(image_size=32, gain=(1.1, 1.1, 1.1))
+    assert steps_against_original(brighter, smooth)[1].contrast == pytest.approx(1.1, abs=0.01)
     tiny = steps_against_original(Preprocessing(image_size=32), smooth[:8])
     assert [step.ssim for step in tiny] == [None] * 3

@@ -19,7 +19,6 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 # Wang et al. 2004, section III.C.
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
-BEFORE_THE_CANVAS = ("original", "white point")  # steps that leave the image its own pixels
 SSIM_C1, SSIM_C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
@@ -104,9 +103,11 @@ def steps_against_original(preprocessing: Preprocessing, image: np.ndarray) -> l
     """
     height, width = image.shape[:2]
     found = []
+    on_canvas = False
     for name, after in preprocessing.steps(image):
+        on_canvas = on_canvas or name == "square"  # what comes before it has the image's own pixels
         laid = after
-        if name not in BEFORE_THE_CANVAS:
+        if on_canvas:
             channels = [
                 preprocessing.onto_original(after[..., c].astype(np.float32), height, width) for c in range(3)
             ]
