@@ -255,8 +255,7 @@ def test_every_download_is_saved_and_can_be_opened(page, tmp_path):
         waiting.value.save_as(path)
         assert waiting.value.suggested_filename.endswith(f".{kind}")
         if kind == "png":
-            with PngImageFile(path) as image:
-                assert image.text["Copyright"] == RESEARCH_USE_ONLY
+            assert PngImageFile(path).text["Copyright"] == RESEARCH_USE_ONLY
         elif kind == "json":
             content = json.loads(path.read_text("utf-8"))
             assert content["notice"] == RESEARCH_USE_ONLY

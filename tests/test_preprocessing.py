@@ -584,6 +584,7 @@ def test_each_step_is_held_against_the_original_on_the_original_s_pixels():
     assert steps["CLAHE"].contrast > 1.02
     assert steps["resized"].image.shape == (32, 32, 3)
     (*_, shrunk) = steps_against_original(Preprocessing(canvas_size=90, image_size=32), smooth)
+    assert shrunk.ssim is not None
     assert 0.5 < shrunk.ssim < 0.999
     brighter = Preprocessing(image_size=32, gain=(1.1, 1.1, 1.1))
     assert steps_against_original(brighter, smooth)[1].contrast == pytest.approx(1.1, abs=0.01)
