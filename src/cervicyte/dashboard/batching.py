@@ -25,6 +25,8 @@ from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 
+# A processor is busy with a few images already: with more at once all would wait for the last one's answer.
+IMAGES_AT_ONCE = {"cpu": 8}
 PIXELS_AT_ONCE = 2 * MAX_PIXELS  # decoded, in memory
 LOGGER = logging.getLogger("cervicyte")
 
@@ -109,6 +111,7 @@ class Batcher:
         self.classifier = classifier
         self.ready = threading.Event()
         self._most_waiting = most_waiting
+        self._at_once = IMAGES_AT_ONCE.get(classifier.device.type, BATCH)
         self._on_batch = on_batch
         self._waiting: deque[Asked] = deque()
         self._changed = threading.Condition()
@@ -166,7 +169,7 @@ class Batcher:
                 self._changed.wait()
             if self._closed:
                 return None
-            return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            return [self._waiting.popleft() for _ in range(min(self._at_once, len(self._waiting)))]
 
     def _answer(self, batch: Sequence[Asked]) -> None:
         """Read and answer a batch, in parts whose decoded images lie in memory at once."""
