@@ -15,7 +15,7 @@ from cervicyte.inference.classifier import Classifier
 from cervicyte.network.model_file import weights_hash
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
-SCHEMA_ID = "https://cervicyte.org/schemas/results-1.json"
+SCHEMA_ID = "urn:cervicyte:schemas:results-1"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
