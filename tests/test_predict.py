@@ -128,7 +128,7 @@ def test_an_interrupted_table_of_other_images_or_another_model_is_not_gone_on_wi
     out = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
         predict(classifier, [str(folder)], out, progress=Stop())
-    with pytest.raises(RunFolderError, match="other images or of another model"):
+    with pytest.raises(RunFolderError, match="other images, or of another model"):
         predict(classifier, [str(folder / "a")], out)
     other = Classifier(ModelFile(CBAMResNet50(2), CLASSES, Preprocessing(image_size=32)), "cpu")
     with pytest.raises(RunFolderError, match="another model"):

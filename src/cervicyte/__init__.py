@@ -6,7 +6,7 @@ For research use only. Importing this package imports no torch; the rooms do, wh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from cervicyte.inference.classifier import Classifier
@@ -15,17 +15,24 @@ __all__ = ["__version__", "load_model"]
 __version__ = "0.1.0"
 
 
-def load_model(path: str | Path | None = None, device: str = "auto") -> Classifier:
+def load_model(
+    path: str | Path | None = None,
+    device: str = "auto",
+    engine: str = "torch",
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> Classifier:
     """Load a model that answers for images: `predict` for classes, `explain` for maps.
 
     Args:
         path: a model file of Cervicyte (`.safetensors`, `.pth`) or of the original notebook; None is the
             model that ships in the package.
         device: as PyTorch names it; `auto` is a CUDA device if there is one.
+        engine: `torch`, `onnx` or `openvino`, or `auto`, the fastest that is installed and right.
+        precision: of its multiplications.
 
     Raises:
         ModelFileError: the file is missing, damaged or no model, or this build ships none.
-        UsageError: there is no such device here.
+        UsageError: there is no such device, engine or precision here, or the engine is wrong.
 
     Example:
         >>> from cervicyte import load_model
@@ -36,4 +43,4 @@ def load_model(path: str | Path | None = None, device: str = "auto") -> Classifi
     from cervicyte.inference.classifier import Classifier
     from cervicyte.network.model_file import shipped_model
 
-    return Classifier.from_file(shipped_model() if path is None else Path(path), device)
+    return Classifier.from_file(shipped_model() if path is None else Path(path), device, engine, precision)

@@ -587,6 +587,13 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="The table, .csv or .parquet.")] = Path("predictions.csv"),
     model: Annotated[Path | None, typer.Option(help="Another model than the one that ships.")] = None,
+    engine: Annotated[
+        Literal["auto", "torch", "onnx", "openvino"],
+        typer.Option(help="What computes; auto: the fastest that is installed and right."),
+    ] = "torch",
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of its multiplications; bfloat16 is faster.")
+    ] = "float32",
     force: Force = False,
 ) -> None:
     """Classify images into a table; an interrupted one is gone on with. Status 1 if some cannot be read."""
@@ -594,7 +601,7 @@ def predict(
     from cervicyte.inference.predict import predict
     from cervicyte.progress import TerminalProgress
 
-    classifier = Classifier.from_file(_model_file(model))
+    classifier = Classifier.from_file(_model_file(model), engine=engine, precision=precision)
     outcome = predict(
         classifier, images, out, force=force, command=_command_line(), progress=TerminalProgress()
     )

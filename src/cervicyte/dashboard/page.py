@@ -15,7 +15,6 @@ from typing import Any
 
 import gradio as gr
 
-import cervicyte
 from cervicyte.dashboard import cell_view
 from cervicyte.dashboard.cell_view import Looked, look
 from cervicyte.dashboard.downloads import SAVES, Download, Source, download_of_cell, download_of_worklist
@@ -27,13 +26,13 @@ from cervicyte.dashboard.reading import NOTHING_TO_READ, reading_html, summary_h
 from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
 from cervicyte.dashboard.session import SECONDS_KEPT, Session
 from cervicyte.dashboard.worklist import Worklist, filter_html, progress_html, worklist_html
+from cervicyte.datasets.synthetic import SAMPLES
 from cervicyte.errors import CervicyteError
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
-SAMPLES = Path(cervicyte.__file__).parent / "sample_image"
 SECONDS_OF_REST = 0.4  # a map is tested once the reader stays with it
 READERS_AT_ONCE = 4  # of one kind of question; a long list of one reader does not hold up another's
 GONE = "The server no longer keeps this cell; choose its file again."

@@ -38,7 +38,8 @@ Colour = tuple[int, int, int]
 # Part of synthetic.json; raise it with any change that alters a pixel.
 ALGORITHM_VERSION = 1
 CELLS_PER_FIELD = 4
-SAMPLE_SEED = 23  # sample_image/<Class>.png is cell 001_01 of the data set of this seed
+SAMPLES = Path(__file__).parents[1] / "sample_image"  # a drawn cell of each class, <Class>.png
+SAMPLE_SEED = 23  # each is cell 001_01 of the data set of this seed
 # Light scattered in the microscope: the share of the lamp's light that the densest nucleus lets through.
 FLARE = 0.10
 DENSITY_STEPS = 1024  # table entries per unit of (natural) optical density

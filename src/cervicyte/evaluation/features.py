@@ -16,21 +16,28 @@ STAGES = ("stage2", "stage4")
 """Of which means are kept: the second has colours and textures, the last what they add up to."""
 
 
-def stage_means(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:
-    """Return the means over the last activations of each of `STAGES`, [N, 512] and [N, 2048].
+def stage_activations(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:
+    """Return the last activations of each of `STAGES`, float [N, K, h, w].
 
     Args:
         network: in evaluation mode, on the device of `inputs`.
         inputs: normalised images, float [N, 3, S, S].
     """
-    means: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     activations, done = inputs, None
     for stage in STAGES:
         end = [name for name in network.layers if name[-1] == stage[-1]][-1]
-        activations = network.features(activations, end, after=done)
-        means[stage] = activations.mean((2, 3))
+        found[stage] = activations = network.features(activations, end, after=done)
         done = end
-    return means
+    return found
+
+
+def stage_means(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:
+    """Return the means over the last activations of each of `STAGES`, [N, 512] and [N, 2048].
+
+    Arguments are those of `stage_activations`.
+    """
+    return {stage: values.mean((2, 3)) for stage, values in stage_activations(network, inputs).items()}
 
 
 @torch.no_grad()  # in inference mode, the weights that it moves could not be differentiated later

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.answers import Answerer, Prediction
-from cervicyte.evaluation.features import stage_means
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.explanation import cam
 from cervicyte.explanation.controls import class_maps, network_input
 from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.images.statistics import image_statistics
+from cervicyte.inference.choice import engine_for
+from cervicyte.inference.engines import Precision
 from cervicyte.network.model_file import ModelFile, load_model_file
 
 
@@ -31,13 +32,22 @@ class Classifier:
         model: what travelled in the model file; its network lies on `device`, in evaluation mode.
         device: where the network computes.
         answerer: what turns the network's output into answers.
+        engine: what computes the network for `predict` and `predict_with_maps`.
     """
 
-    def __init__(self, model: ModelFile, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: ModelFile,
+        device: str = "auto",
+        engine: str = "torch",
+        precision: Precision = "float32",
+    ) -> None:
         """Move the network to a device as PyTorch names it; `auto` is a CUDA device if there is one.
 
+        `engine` and `precision` are those of `choice.engine_for`.
+
         Raises:
-            UsageError: there is no such device here.
+            UsageError: there is no such device, engine or precision here, or the engine is wrong.
             CalibrationError, FamiliarityError: what the model carries to answer by is damaged.
         """
         self.model = model
@@ -50,23 +60,29 @@ class Classifier:
         # An unknown name is a RuntimeError; a build of PyTorch without CUDA asserts.
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"There is no device {device!r} here; choose cpu or auto.") from error
+        self.engine = engine_for(model, engine, precision)
 
     @classmethod
-    def from_file(cls, path: Path, device: str = "auto") -> Classifier:
+    def from_file(
+        cls,
+        path: Path,
+        device: str = "auto",
+        engine: str = "torch",
+        precision: Precision = "float32",
+    ) -> Classifier:
         """Load a model file of ours, `.safetensors` or `.pth`, or of the original notebook.
 
         Raises:
             ModelFileError: the file is missing, damaged, or no model.
-            UsageError: there is no such device here.
+            UsageError: there is no such device, engine or precision here, or the engine is wrong.
         """
-        return cls(load_model_file(path), device)
+        return cls(load_model_file(path), device, engine, precision)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the model's order."""
         return self.model.class_names
 
-    @torch.inference_mode()
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Return one prediction an image, in order; images are uint8 [H, W, 3], RGB, of any sizes.
 
@@ -76,13 +92,36 @@ class Classifier:
         predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            means = stage_means(self.model.network, self._input(batch))
-            logits = self.model.network.fc(means["stage4"]).float().cpu().numpy()
-            features = {stage: values.float().cpu().numpy() for stage, values in means.items()}
-            asked_for = batch if self.answerer.familiarity is not None else ()
-            statistics = np.array([image_statistics(image) for image in asked_for])
-            predictions += self.answerer.predictions(logits, features, statistics)
+            predictions += self.answer(self.preprocessed(batch), self.statistics(batch))
         return predictions
+
+    def preprocessed(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return what the engine takes, uint8 [N, S, S, 3], of images uint8 [H, W, 3], RGB, of any sizes."""
+        return np.stack([self.model.preprocessing(image) for image in images])
+
+    def statistics(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return what an answer goes by of images as read, [N, statistics]; empty if the model needs none."""
+        asked_for = images if self.answerer.familiarity is not None else ()
+        return np.array([image_statistics(image) for image in asked_for])
+
+    def answer(self, preprocessed: np.ndarray, statistics: np.ndarray) -> list[Prediction]:
+        """Return one prediction an image, of at most `BATCH` that are `preprocessed`, with `statistics`."""
+        output = self.engine.run(preprocessed)
+        return self.answerer.predictions(output.logits, output.means, statistics)
+
+    def predict_with_maps(self, image: np.ndarray) -> tuple[Prediction, dict[str, np.ndarray]]:
+        """Return the prediction for an image and every class's map, by one forward pass of the engine.
+
+        The maps are those of `explain` at the network's last layer by Grad-CAM, which there needs no
+        gradient: class -> float32 [H, W], none negative.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+        """
+        output = self.engine.run(self.preprocessed([image]), evidence=True)
+        assert output.evidence is not None
+        (prediction,) = self.answerer.predictions(output.logits, output.means, self.statistics([image]))
+        return prediction, self._onto_original(image, self.class_names, output.evidence[0].clip(min=0))
 
     def explain(
         self,
@@ -111,12 +150,7 @@ class Classifier:
         network = self.model.network
         indices = [self._index(name) for name in names]
         maps = cam.explain(network, self._input([image]), method, [layer], indices)[layer][0]
-        height, width = image.shape[:2]
-        onto_original = self.model.preprocessing.onto_original
-        return {
-            name: onto_original(values, height, width)
-            for name, values in zip(names, maps.cpu().numpy(), strict=True)
-        }
+        return self._onto_original(image, names, maps.cpu().numpy())
 
     def judge(
         self,
@@ -142,6 +176,14 @@ class Classifier:
         maps = class_maps(self.model.network, self.model, inputs, wanted, (method,), (layer,))
         return verdicts(self.model, inputs, maps[method, layer], wanted, method, layer)[0]
 
+    def _onto_original(
+        self, image: np.ndarray, names: Sequence[str], maps: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Lay maps [classes, h, w] over the pixels of an image [H, W, 3]."""
+        height, width = image.shape[:2]
+        onto_original = self.model.preprocessing.onto_original
+        return {name: onto_original(values, height, width) for name, values in zip(names, maps, strict=True)}
+
     def _index(self, class_name: str) -> int:
         if class_name not in self.class_names:
             raise UsageError(f"There is no class {class_name!r}; choose from {', '.join(self.class_names)}.")
@@ -149,4 +191,4 @@ class Classifier:
 
     def _input(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input, float32 [N, 3, S, S], on its device."""
-        return network_input(self.model, np.stack([self.model.preprocessing(image) for image in images]))
+        return network_input(self.model, self.preprocessed(images))

@@ -1,5 +1,7 @@
 """Classify images into a table, a few at a time; after an interruption no row is lost or doubled.
 
+While the network has one batch, the next are read: neither waits for the other for longer than it must.
+
 Rows are appended to a neighbour of the table, `.NAME.partial.csv`, whose last line may be half written when
 the machine stops: what follows the last line's end is thrown away, and the images of the lines before it are
 not asked again.
@@ -7,6 +9,7 @@ not asked again.
 
 from __future__ import annotations
 
+import collections
 import csv
 import hashlib
 import io
@@ -14,7 +17,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,10 +39,30 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, write_json, written_atomically
 
 READING_THREADS = 2
+AHEAD = 2  # batches that are read while the network has one
 SUFFIXES = (".csv", ".parquet")
 FIRST_COLUMNS = ("path", "sha256", "predicted_class", "confidence")
 LAST_COLUMNS = ("prediction_set", "unlike_percentile", "verdict", "error")
 ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image that was read, ready for the network, or why it could not be.
+
+    Attributes:
+        name: in the table.
+        digest: SHA-256 of the file; empty if there is none.
+        error: why there is no image; else empty.
+        inputs: uint8 [1, S, S, 3]; None if there is no image.
+        statistics: see `Classifier.statistics`, of this image.
+    """
+
+    name: str
+    digest: str
+    error: str
+    inputs: np.ndarray | None = None
+    statistics: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -82,15 +105,17 @@ def predict(
     partial = _partial(out)
     names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
     total = sum(1 for _ in sources_of(names))
-    about = {"model": weights_hash(classifier.model.network), "names": names}
+    engine = classifier.engine.describe()
+    about = {"model": weights_hash(classifier.model.network), "engine": engine, "names": names}
     done, errors = _done(partial, about, header_of(classifier), sources_of(names))
     progress.start("Classifying", total, done=done)
     with (
         ThreadPoolExecutor(READING_THREADS) as threads,
         open(partial, "a", encoding="utf-8", newline="") as file,
     ):
-        for sources in _batches(itertools.islice(sources_of(names), done, None)):
-            rows = list(_rows(classifier, sources, threads))
+        remaining = itertools.islice(sources_of(names), done, None)
+        for batch in _prepared(classifier, remaining, threads):
+            rows = list(_rows(classifier, batch))
             _append(file, rows)
             errors += sum(bool(row[-1]) for row in rows)
             progress.advance(len(rows))
@@ -102,8 +127,9 @@ def predict(
         partial.unlink()
     for helper in (_about(partial), _list(partial)):
         helper.unlink(missing_ok=True)
-    origin = {"rows": total, "errors": errors, "weights_sha256": about["model"], **provenance(command)}
-    write_json(out.with_suffix(".json"), {**origin, "notes": list(classifier.answerer.notes)})
+    origin = {"rows": total, "errors": errors, "weights_sha256": about["model"], "engine": engine}
+    notes = list(classifier.answerer.notes)
+    write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": notes})
     return Outcome(total, errors)
 
 
@@ -115,25 +141,44 @@ def header_of(classifier: Classifier) -> list[str]:
     return [*FIRST_COLUMNS, *(f"p_{name}" for name in classifier.class_names), *LAST_COLUMNS]
 
 
-def _batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
+def _prepared(
+    classifier: Classifier, sources: Iterable[Source], threads: ThreadPoolExecutor
+) -> Iterator[list[Prepared]]:
+    """Yield batches in order, while threads read and prepare the next `AHEAD`, and no more."""
     remaining = iter(sources)
-    while batch := list(itertools.islice(remaining, BATCH)):
-        yield batch
+    waiting: collections.deque[list[Future[Prepared]]] = collections.deque()
+    try:
+        while True:
+            while len(waiting) <= AHEAD and (batch := list(itertools.islice(remaining, BATCH))):
+                waiting.append([threads.submit(_prepare, classifier, source) for source in batch])
+            if not waiting:
+                return
+            yield [future.result() for future in waiting.popleft()]
+    finally:
+        for future in itertools.chain.from_iterable(waiting):
+            future.cancel()
 
 
-def _rows(
-    classifier: Classifier, sources: Sequence[Source], threads: ThreadPoolExecutor
-) -> Iterator[list[str]]:
+def _prepare(classifier: Classifier, source: Source) -> Prepared:
+    digest, image, error = _read(source)
+    if image is None:
+        return Prepared(source.name, digest, error)
+    return Prepared(source.name, digest, "", classifier.preprocessed([image]), classifier.statistics([image]))
+
+
+def _rows(classifier: Classifier, batch: Sequence[Prepared]) -> Iterator[list[str]]:
     """Yield the rows of a batch in its order."""
-    found = list(threads.map(_read, sources))
-    images = [image for _, image, _ in found if image is not None]
-    predictions = iter(classifier.predict(images))
-    for source, (digest, image, error) in zip(sources, found, strict=True):
-        if image is None:
+    inputs = [one.inputs for one in batch if one.inputs is not None]
+    statistics = [one.statistics for one in batch if one.statistics is not None]
+    predictions: Iterator[Prediction] = iter(())
+    if inputs:
+        predictions = iter(classifier.answer(np.concatenate(inputs), np.concatenate(statistics)))
+    for one in batch:
+        if one.inputs is None:
             blank = [""] * (len(classifier.class_names) + 4)
-            yield [source.name, digest, *blank, ERROR, error]
+            yield [one.name, one.digest, *blank, ERROR, one.error]
         else:
-            yield [source.name, digest, *values_of(next(predictions)), ""]
+            yield [one.name, one.digest, *values_of(next(predictions)), ""]
 
 
 def values_of(prediction: Prediction) -> list[str]:
@@ -199,8 +244,8 @@ def _done(
     begun = json.loads(_about(partial).read_text(encoding="utf-8")) if _about(partial).is_file() else None
     if begun != about:
         raise RunFolderError(
-            f"{partial}: is of other images or of another model; delete it to start anew, or choose another "
-            "name with --out."
+            f"{partial}: is of other images, or of another model or engine; delete it to start anew, or "
+            "choose another name with --out."
         )
     _cut_half_a_line(partial)
     rows = errors = 0

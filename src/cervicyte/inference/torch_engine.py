@@ -1,0 +1,63 @@
+"""torch as an engine: the network itself, against which all others are compared."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from cervicyte.evaluation.features import stage_activations
+from cervicyte.explanation.controls import network_input
+from cervicyte.inference.engines import Engine, Output, Precision
+from cervicyte.network.model_file import ModelFile
+from cervicyte.network.resnet import folded
+
+
+class TorchEngine(Engine):
+    """The network on the device where it lies, as it is in float32, or a copy of it in bfloat16."""
+
+    name = "torch"
+    package = "torch"
+    precisions = ("float32", "bfloat16")
+
+    def __init__(self, model: ModelFile, precision: Precision = "float32") -> None:
+        """Take a model whose network lies on its device, in evaluation mode.
+
+        Raises:
+            UsageError: there is no such precision.
+        """
+        self.refuse_unusable(precision)
+        self.precision = precision
+        self._model = model
+        self._network = model.network
+        if precision == "bfloat16":
+            network = folded(model.network).to(torch.bfloat16, memory_format=torch.channels_last)
+            network.fc = copy.deepcopy(model.network.fc)  # next to no work, and most to lose
+            self._network = network
+
+    @torch.inference_mode()
+    def run(self, images: np.ndarray, evidence: bool = False) -> Output:
+        """See `Engine.run`."""
+        network = self._network
+        inputs = network_input(self._model, images)
+        activations = stage_activations(network, inputs.to(network.conv1.weight.dtype))
+        # A mean in bfloat16 would round once more.
+        means = {stage: values.mean((2, 3), dtype=torch.float32) for stage, values in activations.items()}
+        logits = network.fc(means["stage4"])
+        return Output(
+            _array(logits),
+            {stage: _array(values) for stage, values in means.items()},
+            _array(self._evidence(activations["stage4"].float())) if evidence else None,
+        )
+
+    def _evidence(self, last: Tensor) -> Tensor:
+        shares = self._network.fc.weight[:, :, None, None] / (last.shape[2] * last.shape[3])
+        return conv2d(last, shares)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    found: np.ndarray = values.float().cpu().numpy()
+    return found
