@@ -121,7 +121,7 @@ def test_threads_share_an_engine(graph, images):
         np.testing.assert_allclose(logits, alone[at % 4], atol=1e-5)
 
 
-def test_one_pass_gives_the_answer_and_every_map(model, images):
+def test_one_pass_gives_the_answer_and_every_map(model):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 40, 3), np.uint8)
     classifier = Classifier(model, "cpu", engine="openvino")
@@ -131,7 +131,7 @@ def test_one_pass_gives_the_answer_and_every_map(model, images):
     expected = by_torch.explain(image, layer="cbam4")
     assert list(maps) == list(expected)
     for name, values in expected.items():
-        np.testing.assert_allclose(maps[name], values, atol=1e-5)
+        np.testing.assert_allclose(maps[name], values, atol=1e-4 * values.max())
 
 
 # --- which one --------------------------------------------------------------------------------------

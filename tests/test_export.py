@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
+import numpy as np
+import onnx
+import openvino
 import pytest
 import torch
 from conftest import PROJECT
+from safetensors import safe_open
+from safetensors.numpy import load
 from torch import nn
 from torchvision.models import resnet50
 from typer.core import TyperGroup
@@ -14,8 +21,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cervicyte.cli import app
-from cervicyte.errors import UsageError
+from cervicyte.datasets.synthetic import SAMPLES
+from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
+from cervicyte.inference import export as exporting
+from cervicyte.inference.choice import graph_of
 from cervicyte.inference.export import export_model
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
@@ -168,13 +178,147 @@ def test_where_the_original_would_answer_otherwise_its_user_is_told(placement, p
     assert said in note
 
 
+# --- what computes by itself ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def carrying() -> ModelFile:
+    model = trained()
+    model.tensors["familiarity.stage2.means"] = torch.arange(6.0).reshape(2, 3)
+    return model
+
+
+def about_of(content: bytes, tmp_path) -> tuple[dict, dict]:
+    """Return what a graph carries along, by safetensors alone."""
+    (tmp_path / "about").write_bytes(content)
+    with safe_open(tmp_path / "about", "numpy") as file:
+        return json.loads(file.metadata()["cervicyte"]), load(content)
+
+
+def check_about(content: bytes, tmp_path) -> None:
+    about, tensors = about_of(content, tmp_path)
+    assert about["class_names"] == list(NAMES)
+    assert about["preprocessing"]["image_size"] == 32
+    assert about["recipe"] == {"seed": 3}
+    np.testing.assert_array_equal(tensors["beside.familiarity.stage2.means"], np.arange(6).reshape(2, 3))
+
+
+def check_report(path: Path) -> None:
+    report = json.loads(path.read_text())
+    assert report["notice"] == RESEARCH_USE_ONLY
+    assert report["command"] == "a command"
+    assert report["parity"]["label_agreement"] == 1
+    assert report["parity"]["images"] == 10
+    assert 0 < report["parity"]["logits"] < report["parity"]["bounds"]["logits"]
+
+
+def test_an_exported_onnx_computes_by_itself_and_carries_the_model_along(carrying, tmp_path):
+    path = tmp_path / "out" / "m.onnx"
+    assert export_model(carrying, path, "onnx", command="a command") == []
+    assert sorted(file.name for file in path.parent.iterdir()) == ["m.onnx", "m.onnx.parity.json"]
+    check_report(path.parent / "m.onnx.parity.json")
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph)
+    (prop,) = graph.metadata_props
+    assert prop.key == "cervicyte.safetensors"
+    check_about(base64.b64decode(prop.value), tmp_path)
+
+
+def test_an_exported_openvino_folder_answers_and_carries_the_model_along(carrying, tmp_path):
+    folder = tmp_path / "openvino"
+    assert export_model(carrying, folder, "openvino", command="a command") == []
+    assert sorted(file.name for file in folder.iterdir()) == ["model.bin", "model.xml", "parity.json"]
+    check_report(folder / "parity.json")
+    text = openvino.Core().read_model(folder / "model.xml").get_rt_info(["cervicyte.safetensors"]).astype(str)
+    check_about(base64.b64decode(text), tmp_path)
+
+
+def test_an_exported_torchscript_takes_bytes_and_gives_everything(carrying, tmp_path):
+    path = tmp_path / "m.pt"
+    assert export_model(carrying, path, "torchscript", command="a command") == []
+    check_report(tmp_path / "m.pt.parity.json")
+    kept = {"cervicyte.safetensors": b""}
+    script = torch.jit.load(path, _extra_files=kept)
+    check_about(kept["cervicyte.safetensors"], tmp_path)
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    logits, stage2, stage4, evidence = script(images)
+    inputs = torch.from_numpy(SMALL.normalise(images.numpy()))
+    torch.testing.assert_close(logits, carrying.network(inputs), atol=1e-4, rtol=1e-4)
+    assert (stage2.shape, stage4.shape, evidence.shape) == ((3, 512), (3, 2048), (3, 5, 1, 1))
+
+
+def test_what_wsinfer_takes_gives_logits_and_says_what_its_schema_asks_for(carrying, tmp_path):
+    folder = tmp_path / "for_wsinfer"
+    (note,) = export_model(carrying, folder, "wsinfer", spacing=0.4, command="a command")
+    assert "one cell in the middle" in note
+    names = ["config.json", "parity.json", "torchscript_model.pt"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    check_report(folder / "parity.json")
+    config = json.loads((folder / "config.json").read_text())
+    # The required properties of model-config.schema.json of wsinfer-zoo, and their types.
+    assert config.pop("transform") == [
+        {"name": "Resize", "arguments": {"size": 32}},
+        {"name": "ToTensor"},
+        {"name": "Normalize", "arguments": {"mean": list(SMALL.mean), "std": list(SMALL.std)}},
+    ]
+    assert config == {
+        "spec_version": "1.0",
+        "architecture": "cbam_resnet50",
+        "num_classes": 5,
+        "class_names": list(NAMES),
+        "patch_size_pixels": 32,
+        "spacing_um_px": 0.4,
+    }
+    inputs = torch.randn(2, 3, 32, 32)
+    logits = torch.jit.load(folder / "torchscript_model.pt")(inputs)
+    torch.testing.assert_close(logits, carrying.network(inputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "wsinfer"])
+def test_an_export_that_answers_otherwise_is_not_left_there(carrying, file_format, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "TorchEngine", lambda model: exporting.OnnxEngine(other_graph))
+    other = trained()
+    with torch.no_grad():
+        other.network.fc.bias += 1
+        other.network.fc.weight[0] *= -1
+    other_graph = graph_of(other)
+    out = tmp_path / ("m.onnx" if file_format == "onnx" else "folder")
+    spacing = 0.4 if file_format == "wsinfer" else None
+    with pytest.raises(ModelFileError, match="answers otherwise than the network: logits differ"):
+        export_model(carrying, out, file_format, spacing=spacing)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_is_compared_on_the_images_that_are_named(best_model, tmp_path):
+    out = tmp_path / "m.pt"
+    result = cervicyte("export", best_model, "--format", "torchscript", "--out", out, "--images", SAMPLES)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "m.pt.parity.json").read_text())
+    assert report["parity"]["images"] == 5
+
+
 # --- what is refused -------------------------------------------------------------------------------
 
 
 def test_a_format_that_does_not_exist_is_refused_with_those_that_do(best_model, tmp_path):
-    said = error_of(cervicyte("export", best_model, "--format", "onnx", "--out", tmp_path / "m.onnx"))
-    assert "'onnx'" in said
-    assert "pth or safetensors" in said
+    said = error_of(cervicyte("export", best_model, "--format", "h5", "--out", tmp_path / "m.h5"))
+    assert "'h5'" in said
+    assert "pth, safetensors, onnx, torchscript, openvino, wsinfer" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file_format", "spacing", "preprocessing", "said"),
+    [
+        ("wsinfer", None, SMALL, "wsinfer needs --spacing"),
+        ("wsinfer", 0.0, SMALL, "wsinfer needs --spacing"),
+        ("wsinfer", 0.4, SMALL.model_copy(update={"clahe": True}), "clahe, which WSInfer cannot do"),
+        ("openvino", 0.4, SMALL, "--spacing is for wsinfer alone"),
+    ],
+)
+def test_wsinfer_alone_is_told_the_spacing(file_format, spacing, preprocessing, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        export_model(trained(preprocessing=preprocessing), tmp_path / "m", file_format, spacing=spacing)
     assert not list(tmp_path.iterdir())
 
 

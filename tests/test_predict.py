@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import PROJECT
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -153,6 +155,18 @@ def test_archives_lists_patterns_and_standard_input_are_read(folder, tmp_path, m
     monkeypatch.setattr("sys.stdin", io.StringIO(named.read_text()))
     assert [source.name for source in sources_of(["-"])] == expected
     assert [Path(source.name).name for source in sources_of([f"{folder}/a/*"])] == ["1.png", "10.jpg"]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory")
+def test_a_hundred_thousand_rows_take_the_memory_of_ten_thousand(tmp_path):
+    pytest.importorskip("openvino")
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    from inference_memory import MOST_GROWTH_MIB, measure
+
+    found = measure(100_000, "openvino", tmp_path)
+    assert found["growth_mib"] <= MOST_GROWTH_MIB
+    assert (tmp_path / "out.csv").read_text().count("\n") == 100_001
 
 
 @pytest.mark.parametrize(

@@ -777,17 +777,40 @@ def audit(
 def export(
     model: Model = None,
     *,
-    format_: Annotated[str, typer.Option("--format", help="pth (as the original notebook) or safetensors.")],
-    out: Annotated[Path, typer.Option(help="The file, whose name ends with the format's.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="pth (as the original notebook), safetensors, onnx, openvino, torchscript, or wsinfer.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file, whose name ends with the format's, or the folder.")],
+    spacing: Annotated[
+        float | None, typer.Option(help="Micrometres a pixel of the network's input; wsinfer needs it.")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare on these, not on the drawn cells that ship; repeatable."),
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Write a model file in another format, with all that travels in it."""
+    """Write a model in another format, with all that travels in it; a graph only if it answers alike."""
     from cervicyte.inference.export import export_model
     from cervicyte.network.model_file import load_model_file
 
-    for note in export_model(load_model_file(_model_file(model)), out, format_, force=force):
+    notes = export_model(
+        load_model_file(_model_file(model)),
+        out,
+        format_,
+        force=force,
+        images=images or (),
+        spacing=spacing,
+        command=_command_line(),
+    )
+    for note in notes:
         typer.echo(f"Note: {note}", err=True)
-    typer.echo(f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
+    written = [out] if out.is_file() else [path for path in out.iterdir() if path.is_file()]
+    typer.echo(f"{out}: written, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
     typer.echo(RESEARCH_USE_ONLY)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,9 @@ from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import READING_THREADS
-from cervicyte.training.loop import LabelledImages
+
+if TYPE_CHECKING:  # its room brings accelerate along, which takes a second to come
+    from cervicyte.training.loop import LabelledImages
 
 Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
 UNLIKE: tuple[Verdict, ...] = ("unlike_training", "not_a_cell")

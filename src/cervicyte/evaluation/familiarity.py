@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from scipy.stats import norm
+from scipy.special import log_ndtr, ndtri
 from torch import Tensor
 
 from cervicyte.errors import FamiliarityError
@@ -40,7 +40,7 @@ UNLIKE_RATE = 0.02  # of home cells that are flagged all the same
 NOT_A_CELL = 5.0  # standard deviations of the features' score; docs/unlike_training.md says why
 FEATURES = "features"  # the name of the features' distance among the statistics
 WEIGHTS = np.array([0.5 / len(STATISTICS)] * len(STATISTICS) + [0.5])
-UNUSUAL = float(norm.ppf(0.99))  # standard deviations, from which on a statistic of a flagged image is named
+UNUSUAL = float(ndtri(0.99))  # standard deviations, from which on a statistic of a flagged image is named
 PREFIX = "familiarity."  # of the tensors' names, among those of a network
 PERCENTS = np.arange(101)
 FOLDS = 20  # of the reference groups, each judged by the quantiles of the others
@@ -370,8 +370,8 @@ def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float
     values, middle = np.asarray(values, np.float64), quantiles[50]
     inner = np.asarray(quantiles)[OUTERMOST : 101 - OUTERMOST]
     places, percents = _distinct(inner, PERCENTS[OUTERMOST : 101 - OUTERMOST])
-    scores = np.interp(values, places, norm.ppf(percents / 100))
-    last = float(norm.ppf(1 - OUTERMOST / 100))
+    scores = np.interp(values, places, ndtri(percents / 100))
+    last = float(ndtri(1 - OUTERMOST / 100))
     lowest, highest = places[0], places[-1]
     for end, past in (
         (lowest, np.minimum(values - lowest, 0)),
@@ -401,7 +401,7 @@ def rarity(scores: np.ndarray) -> np.ndarray:
 
     Two-sided for statistics, one-sided for the last column, of the features.
     """
-    tails = np.column_stack([math.log(2) + norm.logsf(np.abs(scores[:, :-1])), norm.logsf(scores[:, -1])])
+    tails = np.column_stack([math.log(2) + log_ndtr(-np.abs(scores[:, :-1])), log_ndtr(-scores[:, -1])])
     return (np.log(WEIGHTS) - tails) / math.log(10)
 
 

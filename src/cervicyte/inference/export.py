@@ -1,38 +1,295 @@
-"""Writes a model in another format, for those who use it without Cervicyte."""
+"""Writes a model in another format, for those who use it without Cervicyte or without torch.
+
+What computes by itself (ONNX, OpenVINO, TorchScript, WSInfer) is compared with the network on cells before it
+is put in place: it stands there only if it answers alike, with a report beside it that says how nearly.
+"""
 
 from __future__ import annotations
 
+import base64
+import itertools
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cervicyte.errors import UsageError
-from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING
-from cervicyte.network.model_file import ModelFile, save_model
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
-FORMATS = ("pth", "safetensors")
+from cervicyte.errors import ModelFileError, UsageError
+from cervicyte.evaluation.features import stage_activations
+from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
+from cervicyte.images.reader import read_image
+from cervicyte.inference.choice import graph_of
+from cervicyte.inference.engines import Engine, OnnxEngine, OpenVinoEngine, Output
+from cervicyte.inference.parity import compare, sample_cells
+from cervicyte.inference.sources import sources_of
+from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.network.model_file import ModelFile, all_but_weights, save_model
+from cervicyte.network.resnet import CBAMResNet50, folded
+from cervicyte.provenance import provenance, write_json
+
+FOLDER = ""
+SUFFIXES = {
+    "pth": ".pth",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "torchscript": ".pt",
+    "openvino": FOLDER,
+    "wsinfer": FOLDER,
+}
+ABOUT = "cervicyte.safetensors"  # the name under which a file carries all of the model but its weights
+REPORT = "parity.json"
+MOST_IMAGES = 200  # that a report compares
 
 
-def export_model(model: ModelFile, path: Path, file_format: str, *, force: bool = False) -> list[str]:
-    """Write a model file atomically; return what its user must know.
+def export_model(
+    model: ModelFile,
+    path: Path,
+    file_format: str,
+    *,
+    force: bool = False,
+    images: Sequence[str] = (),
+    spacing: float | None = None,
+    command: str | None = None,
+) -> list[str]:
+    """Write a model; return what its user must know.
 
     Args:
-        model: as read from a file of either format. It is not changed.
-        path: ends with the format's name.
-        file_format: `pth`, in float32, with the keys that the original notebook reads, or `safetensors`,
-            see `save_model`. Both carry all metadata.
-        force: replace a file that is there.
+        model: as read from a file; its network lies on the CPU. It is not changed.
+        path: ends as `SUFFIXES` has it; of `openvino` and `wsinfer`, a folder.
+        file_format: `pth`, in float32, with the keys that the original notebook reads; `safetensors`, see
+            `save_model`; `onnx`, `openvino` and `torchscript`, whose input and outputs are those of
+            `network.graph`; or `wsinfer`, which takes normalised images and gives logits. All carry all
+            metadata.
+        force: replace what is there.
+        images: on which what computes by itself is compared with the network, as `sources_of` takes them, at
+            most `MOST_IMAGES`; none are the drawn cells that ship.
+        spacing: of `wsinfer` alone, and needed there: micrometres a pixel of the network's input.
+        command: the command line, recorded in the report.
 
     Raises:
-        UsageError: there is no such format, `path` ends otherwise, or there is a file and no `force`.
-        ModelFileError: `safetensors` cannot hold the weights.
+        UsageError: there is no such format, `path` ends otherwise, there is something and no `force`, or
+            a package or the spacing is missing.
+        ModelFileError: the format cannot hold this model, or what was written answers otherwise than the
+            network; then nothing is left of it.
+        ImageError: one of `images` cannot be read.
     """
-    if file_format not in FORMATS:
-        raise UsageError(f"There is no format {file_format!r} to export to; choose {' or '.join(FORMATS)}.")
-    if path.suffix != f".{file_format}":
-        raise UsageError(f"{path}: does not end with .{file_format}; name the file so with --out.")
+    if file_format not in SUFFIXES:
+        raise UsageError(
+            f"There is no format {file_format!r} to export to; choose one of {', '.join(SUFFIXES)}."
+        )
+    suffix = SUFFIXES[file_format]
+    if path.suffix != suffix:
+        ending = f"does not end with {suffix}" if suffix else "is to be a folder, whose name has no ending"
+        raise UsageError(f"{path}: {ending}; name it so with --out.")
     if path.exists() and not force:
         raise UsageError(f"{path}: is there already; choose another name, or replace it with --force.")
-    save_model(path, model)
-    return _notes_on_pth(model) if file_format == "pth" else []
+    if file_format == "wsinfer":
+        _refuse_for_wsinfer(model.preprocessing, spacing)
+    elif spacing is not None:
+        raise UsageError(f"--spacing is for wsinfer alone, not for {file_format}; leave it out.")
+    if file_format not in WRITERS:
+        save_model(path, model)
+        return _notes_on_pth(model) if file_format == "pth" else []
+    _write_checked(model, path, file_format, _compared(model, images), spacing, command)
+    if file_format == "wsinfer":
+        return [
+            f"A patch is {model.preprocessing.image_size} pixels, {model.preprocessing.image_size} times the "
+            "spacing, wide. This model knows patches with one cell in the middle that fills them; on any "
+            "other patch its answer means nothing, and WSInfer's probabilities are not calibrated."
+        ]
+    return []
+
+
+def _write_checked(
+    model: ModelFile,
+    path: Path,
+    file_format: str,
+    images: np.ndarray,
+    spacing: float | None,
+    command: str | None,
+) -> None:
+    """Write into a neighbouring folder, compare, and put in place what is right, with its report."""
+    target = path.parent if SUFFIXES[file_format] else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        folder = Path(beside)
+        engine = WRITERS[file_format](model, folder, path.name, spacing)
+        parity = compare(engine, TorchEngine(model), images)
+        if parity.faults:
+            raise ModelFileError(
+                f"{path}: is not written, since it answers otherwise than the network: "
+                f"{'; '.join(parity.faults)}; tell the makers of Cervicyte."
+            )
+        report = f"{path.name}.{REPORT}" if SUFFIXES[file_format] else REPORT
+        origin = {"format": file_format, "engine": engine.describe(), **provenance(command)}
+        write_json(folder / report, {**origin, "parity": parity.to_json()})
+        del engine  # lets go of the file
+        target.mkdir(exist_ok=True)
+        for written in sorted(folder.iterdir()):
+            written.replace(target / written.name)
+
+
+def _compared(model: ModelFile, names: Sequence[str]) -> np.ndarray:
+    """Return the preprocessed images on which an export is compared."""
+    if not names:
+        return sample_cells(model.preprocessing)
+    found = []
+    for source in itertools.islice(sources_of(names), MOST_IMAGES):
+        try:
+            found.append(model.preprocessing(read_image(source.read(), name=source.name)))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{source.name}: cannot be read ({error}); leave it out.") from error
+    if not found:
+        raise UsageError("--images names no image; name some, or leave it out.")
+    return np.stack(found)
+
+
+# --- what computes by itself -----------------------------------------------------------------------
+
+
+def _write_onnx(model: ModelFile, folder: Path, name: str, spacing: float | None) -> Engine:
+    path = folder / name
+    path.write_bytes(_onnx_of(model))
+    return OnnxEngine(path) if OnnxEngine.installed() else OpenVinoEngine(path)
+
+
+def _write_openvino(model: ModelFile, folder: Path, name: str, spacing: float | None) -> Engine:
+    OpenVinoEngine.refuse_unusable("float32")
+    import openvino
+
+    path = folder / "model.xml"
+    network = openvino.Core().read_model(graph_of(model))
+    network.set_rt_info(base64.b64encode(all_but_weights(model)).decode(), [ABOUT])
+    openvino.save_model(network, path, compress_to_fp16=False)
+    return OpenVinoEngine(path)
+
+
+def _write_torchscript(model: ModelFile, folder: Path, name: str, spacing: float | None) -> Engine:
+    size = model.preprocessing.image_size
+    graph = _Graph(folded(model.network), model.preprocessing)
+    _save_script(graph, torch.zeros(2, size, size, 3, dtype=torch.uint8), folder / name, model)
+    return _ScriptEngine(folder / name)
+
+
+def _write_wsinfer(model: ModelFile, folder: Path, name: str, spacing: float | None) -> Engine:
+    """Write what WSInfer and its QuPath extension take, by the schema of its model zoo.
+
+    Source: `model-config.schema.json` and `WSInferModelLocal.java` of the projects wsinfer-zoo and
+    qupath-extension-wsinfer, which look for these two names. Both apply softmax to what comes out.
+    """
+    size = model.preprocessing.image_size
+    path = folder / "torchscript_model.pt"
+    _save_script(folded(model.network), torch.zeros(2, 3, size, size), path, model)
+    write_json(
+        folder / "config.json",
+        {
+            "spec_version": "1.0",
+            "architecture": "cbam_resnet50",
+            "num_classes": len(model.class_names),
+            "patch_size_pixels": size,
+            "spacing_um_px": spacing,
+            "class_names": list(model.class_names),
+            "transform": [
+                {"name": "Resize", "arguments": {"size": size}},
+                {"name": "ToTensor"},
+                {
+                    "name": "Normalize",
+                    "arguments": {
+                        "mean": list(model.preprocessing.mean),
+                        "std": list(model.preprocessing.std),
+                    },
+                },
+            ],
+        },
+    )
+    return _ScriptEngine(path, model.preprocessing)
+
+
+WRITERS: dict[str, Callable[[ModelFile, Path, str, float | None], Engine]] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "torchscript": _write_torchscript,
+    "wsinfer": _write_wsinfer,
+}
+
+
+def _onnx_of(model: ModelFile) -> bytes:
+    import onnx
+
+    graph = onnx.load_model_from_string(graph_of(model))
+    onnx.helper.set_model_props(graph, {ABOUT: base64.b64encode(all_but_weights(model)).decode()})
+    content: bytes = graph.SerializeToString()
+    return content
+
+
+class _Graph(nn.Module):
+    """The network with the input and the outputs of `network.graph`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: CBAMResNet50, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        for name in ("mean", "std"):
+            colours = 255 * torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, colours)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        inputs = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        activations = stage_activations(self.network, inputs)
+        last = activations["stage4"]
+        means = [values.mean((2, 3)) for values in activations.values()]
+        shares = self.network.fc.weight[:, :, None, None] / (last.shape[2] * last.shape[3])
+        return self.network.fc(means[1]), means[0], means[1], conv2d(last, shares)
+
+
+class _ScriptEngine(Engine):
+    """TorchScript as it lies on the disk, for its comparison alone."""
+
+    name = "torchscript"
+    package = "torch"
+    precisions = ("float32",)
+
+    def __init__(self, path: Path, preprocessing: Preprocessing | None = None) -> None:
+        """Take the file and, if it wants images normalised and gives logits alone, how that is done."""
+        self.precision = "float32"
+        self._script = torch.jit.load(str(path), map_location="cpu").eval()
+        self._preprocessing = preprocessing
+
+    @torch.inference_mode()
+    def run(self, images: np.ndarray, evidence: bool = False) -> Output:
+        """See `Engine.run`."""
+        if self._preprocessing is not None:
+            inputs = torch.from_numpy(self._preprocessing.normalise(images))
+            return Output(self._script(inputs).numpy(), {}, None)
+        found = [values.numpy() for values in self._script(torch.from_numpy(images))]
+        return Output(found[0], {"stage2": found[1], "stage4": found[2]}, found[3])
+
+
+def _save_script(network: nn.Module, example: Tensor, path: Path, model: ModelFile) -> None:
+    with warnings.catch_warnings():
+        # torch advises other ways, which WSInfer and QuPath cannot read.
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(network.eval(), example)
+        torch.jit.save(script, str(path), _extra_files={ABOUT: all_but_weights(model)})
+
+
+def _refuse_for_wsinfer(preprocessing: Preprocessing, spacing: float | None) -> None:
+    if spacing is None or not 0 < spacing < 100:
+        raise UsageError(
+            "wsinfer needs --spacing, micrometres a pixel of the network's input; measure it, do not guess."
+        )
+    extra = [name for name in ("white_point", "denoise", "clahe") if getattr(preprocessing, name)]
+    if extra:
+        raise UsageError(
+            f"This model's images go through {' and '.join(extra)}, which WSInfer cannot do: its answers "
+            "there would be others. Export a model that was trained without."
+        )
 
 
 def _notes_on_pth(model: ModelFile) -> list[str]:

@@ -36,7 +36,8 @@ class Parity:
         precision: of the engine; says which bounds hold.
         images: how many were compared.
         label_agreement: share of images with the same likeliest class.
-        logits, means, evidence: largest difference, as a share of the largest value of the reference.
+        logits, means, evidence: largest difference, as a share of the largest value of the reference; None
+            of what the engine does not give.
         probabilities: largest difference, uncalibrated.
     """
 
@@ -45,16 +46,17 @@ class Parity:
     label_agreement: float
     logits: float
     probabilities: float
-    means: float
-    evidence: float
+    means: float | None
+    evidence: float | None
 
     @property
     def faults(self) -> list[str]:
         """What is wrong, a few words each; none where the engine may answer."""
         faults = [
-            f"{name} differ by {getattr(self, name):.2g} (at most {bound:g})"
+            f"{name} differ by {apart:.2g} (at most {bound:g})"
             for name, bound in BOUNDS[self.precision].items()
-            if not getattr(self, name) <= bound  # what is no number is wrong, too
+            if (apart := getattr(self, name)) is not None
+            and not apart <= bound  # what is no number is wrong, too
         ]
         if self.label_agreement < 1:
             faults.append(f"{1 - self.label_agreement:.1%} of the images get another class")
@@ -73,16 +75,14 @@ def compare(engine: Engine, reference: Engine, images: np.ndarray) -> Parity:
         images: preprocessed, uint8 [N, S, S, 3]; at least one.
     """
     given, right = _all_of(engine, images), _all_of(reference, images)
-    assert given.evidence is not None
-    assert right.evidence is not None
     return Parity(
         precision=engine.precision,
         images=len(images),
         label_agreement=float(np.mean(given.logits.argmax(1) == right.logits.argmax(1))),
         logits=_apart(given.logits, right.logits),
         probabilities=float(np.abs(softmax(given.logits) - softmax(right.logits)).max()),
-        means=max(_apart(given.means[stage], right.means[stage]) for stage in right.means),
-        evidence=_apart(given.evidence, right.evidence),
+        means=max((_apart(given.means[stage], right.means[stage]) for stage in given.means), default=None),
+        evidence=None if given.evidence is None else _apart(given.evidence, right.evidence),
     )
 
 
@@ -96,12 +96,14 @@ def _all_of(engine: Engine, images: np.ndarray) -> Output:
     parts = [
         engine.run(images[start : start + AT_ONCE], evidence=True) for start in range(0, len(images), AT_ONCE)
     ]
+    evidence = [part.evidence for part in parts if part.evidence is not None]
     return Output(
         np.concatenate([part.logits for part in parts]),
         {stage: np.concatenate([part.means[stage] for part in parts]) for stage in parts[0].means},
-        np.concatenate([part.evidence for part in parts if part.evidence is not None]),
+        np.concatenate(evidence) if evidence else None,
     )
 
 
-def _apart(given: np.ndarray, right: np.ndarray) -> float:
+def _apart(given: np.ndarray, right: np.ndarray | None) -> float:
+    assert right is not None  # the network gives everything
     return float(np.abs(given - right).max() / max(np.abs(right).max(), np.finfo(np.float32).tiny))

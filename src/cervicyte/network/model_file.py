@@ -148,6 +148,20 @@ def save_model(path: Path, model: ModelFile) -> None:
         torch.save(content, partial)
 
 
+def all_but_weights(model: ModelFile) -> bytes:
+    """Return all that a model file says besides the weights, as the bytes of a safetensors file.
+
+    Its header has what `.safetensors` has there, its tensors are those that begin with `BESIDE`. A graph for
+    another engine carries it along.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    text = json.dumps({**_of_the_checkpoint(model), **_description(model, state)}, allow_nan=False)
+    content: bytes = save(
+        {BESIDE + name: value for name, value in _beside(model).items()}, metadata={HEADER_KEY: text}
+    )
+    return content
+
+
 def weights_hash(network: torch.nn.Module) -> str:
     """Return the SHA-256 over names and values of all weights: the same whatever file holds them."""
     return _hash_of(network.state_dict())

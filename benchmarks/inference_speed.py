@@ -1,0 +1,217 @@
+"""How fast cells are classified: files to rows, the network alone, one cell with its maps, a cold start.
+
+    python benchmarks/inference_speed.py ../shared/data/sipakmed --out benchmarks/results/inference_speed.json
+
+All take turns in each round, in one process, so that other load on the machine falls on all of them: a ratio
+is taken within its round, and median, lowest and highest of the rounds are told. Only the cold start runs in
+a process of its own, as a user's does.
+
+The original's way is PyTorch, eager, float32, NCHW, one image at a time at 224 pixels, after the original
+notebook's resizing, denoising and CLAHE; it is measured with resizing alone, too, and so at the size that the
+model that ships takes. Its rows are class and probabilities; ours have hash, calibration, prediction set and
+familiarity besides.
+
+A forward pass is of the same network, engine, precision and batch. The processor's rate is that of the best
+square product of 1024 to 4096 in torch, at the same precision, in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cervicyte import load_model
+from cervicyte.datasets.layouts import read_dataset
+from cervicyte.datasets.synthetic import SAMPLES
+from cervicyte.evaluation.predictions import BATCH
+from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
+from cervicyte.images.reader import read_image
+from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.engines import Precision, thread_count
+from cervicyte.inference.predict import predict
+from cervicyte.provenance import provenance, write_json
+
+ENGINES: tuple[tuple[str, Precision], ...] = (
+    ("torch", "float32"),
+    ("onnx", "float32"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+)
+BEST = ("openvino", "bfloat16")
+OF_THE_ORIGINAL = 4  # images a round; they are slow
+PRODUCTS = (1024, 2048, 4096)
+GOALS = {
+    "times_the_original": 12.0,
+    "times_resizing_alone": 4.0,
+    "share_of_the_network_alone": 0.9,
+    "share_of_the_processors_rate": 1.0,
+    "forward_passes_with_maps": 1.5,
+    "cold_start_s": 4.0,
+}
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def one_by_one(classifier: Classifier, preprocessing: Preprocessing, paths: list[Path]) -> None:
+    """Classify as the original does, with the same network."""
+    for path in paths:
+        inputs = torch.from_numpy(preprocessing.normalise(preprocessing(read_image(path))[np.newaxis]))
+        with torch.no_grad():
+            classifier.model.network(inputs).softmax(1).numpy()
+
+
+def rate_of_products(precision: Precision) -> float:
+    """Return the processor's best rate over `PRODUCTS`, operations a second."""
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    best = 0.0
+    for size in PRODUCTS:
+        one, other = (torch.randn(size, size).to(kind) for _ in range(2))
+        best = max(best, *(2 * size**3 / seconds_of(lambda a=one, b=other: a @ b) for _ in range(2)))
+    return best
+
+
+def operations_of(classifier: Classifier) -> int:
+    """Return the multiplications and additions of one image's forward pass."""
+    size = classifier.model.preprocessing.image_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        classifier.model.network(torch.zeros(1, 3, size, size))
+    return int(counter.get_total_flops())
+
+
+def measure(paths: list[Path], rounds: int, batch: int) -> dict[str, Any]:
+    classifiers = {key: load_model(device="cpu", engine=key[0], precision=key[1]) for key in ENGINES}
+    # The original's memory format.
+    original = load_model(device="cpu")
+    original.model.network.to(memory_format=torch.contiguous_format)
+    shipped = original.model.preprocessing
+    few = paths[:OF_THE_ORIGINAL]
+    resident = original.preprocessed([read_image(path) for path in (paths * batch)[:batch]])
+    content = paths[0].read_bytes()
+
+    def with_maps(classifier: Classifier) -> None:
+        classifier.predict_with_maps(read_image(content, name="cell"))
+
+    works: dict[str, tuple[int, Callable[[], object]]] = {
+        "original": (len(few), lambda: one_by_one(original, ORIGINAL_PREPROCESSING, few)),
+        "resizing_alone": (len(few), lambda: one_by_one(original, Preprocessing(), few)),
+        "resizing_alone_at_our_size": (len(few), lambda: one_by_one(original, shipped, few)),
+    }
+    for key, classifier in classifiers.items():
+        name = "_".join(key)
+        works[f"files_{name}"] = (len(paths), lambda c=classifier: rows_of(c, paths))
+        works[f"network_{name}"] = (batch, lambda c=classifier: c.engine.run(resident))
+        works[f"one_{name}"] = (1, lambda c=classifier: c.engine.run(resident[:1]))
+        works[f"maps_{name}"] = (1, lambda c=classifier: with_maps(c))
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    processor: dict[Precision, list[float]] = {"float32": [], "bfloat16": []}
+    for number in range(rounds + 1):
+        for name, (count, work) in works.items():
+            rate = count / seconds_of(work)
+            if number:  # the first round warms up
+                rates[name].append(rate)
+        for precision, found in processor.items():
+            rate = rate_of_products(precision)
+            if number:
+                found.append(rate)
+        print(f"round {number} of {rounds}", flush=True)
+    operations = operations_of(original)
+
+    def ratio(name: str, other: str) -> dict[str, float]:
+        return spread([one / two for one, two in zip(rates[name], rates[other], strict=True)])
+
+    engines = []
+    for key in ENGINES:
+        name = "_".join(key)
+        share = [
+            operations * rate / most
+            for rate, most in zip(rates[f"network_{name}"], processor[key[1]], strict=True)
+        ]
+        engines.append(
+            {
+                "engine": classifiers[key].engine.describe(),
+                "times_the_original": ratio(f"files_{name}", "original"),
+                "times_resizing_alone": ratio(f"files_{name}", "resizing_alone"),
+                "times_resizing_alone_at_our_size": ratio(f"files_{name}", "resizing_alone_at_our_size"),
+                "share_of_the_network_alone": ratio(f"files_{name}", f"network_{name}"),
+                "share_of_the_processors_rate": spread(share),
+                "forward_passes_with_maps": ratio(f"one_{name}", f"maps_{name}"),
+            }
+        )
+    return {
+        "images_per_second": {name: spread(found) for name, found in rates.items()},
+        "operations_per_image": operations,
+        "processor_operations_per_second": {name: spread(found) for name, found in processor.items()},
+        "engines": engines,
+    }
+
+
+def rows_of(classifier: Classifier, paths: list[Path]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        predict(classifier, [str(path) for path in paths], Path(folder) / "rows.csv")
+
+
+def cold_start(runs: int) -> list[float]:
+    """Return the seconds of `cervicyte predict one.bmp` from shell to answer."""
+    from PIL import Image
+
+    taken = []
+    with tempfile.TemporaryDirectory() as folder:
+        cell, out = Path(folder) / "one.bmp", Path(folder) / "rows.csv"
+        Image.open(next(SAMPLES.glob("*.png"))).convert("RGB").save(cell)
+        command = [sys.executable, "-m", "cervicyte", "predict", str(cell), "--out", str(out), "--force"]
+        for _ in range(runs + 1):
+            taken.append(seconds_of(lambda: subprocess.run(command, check=True, capture_output=True)))
+    return taken[1:]  # the first fills the system's cache of files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How fast cells are classified.")
+    parser.add_argument("data", type=Path, help="a data set of cells")
+    parser.add_argument("--images", type=int, default=96, help="from files to rows, in each round")
+    parser.add_argument("--batch", type=int, default=BATCH, help="of the network alone")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    cells = read_dataset(arguments.data).cells
+    paths = [cell.path for cell in cells[:: max(1, len(cells) // arguments.images)]][: arguments.images]
+    figures = {
+        "images": len(paths),
+        "rounds": arguments.rounds,
+        "batch": arguments.batch,
+        "threads": thread_count(),
+        "load_average_1_min": round(os.getloadavg()[0], 2),
+        "cold_start_s": spread(cold_start(3)),
+        **measure(paths, arguments.rounds, arguments.batch),
+        "goals": GOALS,
+        "size_pixels": cast(int, load_model(device="cpu").model.preprocessing.image_size),
+    }
+    best = next(one for one in figures["engines"] if one["engine"]["precision"] == BEST[1])  # type: ignore[attr-defined]
+    print(f"cold start: {figures['cold_start_s']} s; {BEST}: {best}")
+    if arguments.out is not None:
+        write_json(arguments.out, {"provenance": provenance(shlex.join(["python", *sys.argv])), **figures})
+
+
+if __name__ == "__main__":
+    main()
