@@ -132,7 +132,7 @@ audit: sipakmed ## what the explanations of the network of `make sipakmed` are w
 	$(BIN)/cervicyte audit $(RUNS)/sipakmed/best_model.pth --data $(SHARED)/data/sipakmed \
 	  --split $(RUNS)/sipakmed/split.csv --no-images --out $(RUNS)/audit --resume
 
-benchmark: setup ## speed of training, explanation, inspection (100,000 cells: an hour) and serving
+benchmark: setup ## speed of training, explanation, inspection (100,000 cells: an hour), serving and inference
 	$(BIN)/python benchmarks/training_speed.py --out benchmarks/results/training_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/explanation_speed.py --rounds 7 \
 	  --out benchmarks/results/explanation_speed.json
@@ -142,6 +142,8 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	  --closer $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors \
 	  --out benchmarks/results/inspection_closer_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
+	$(BIN)/python benchmarks/inference_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/inference_speed.json
+	$(BIN)/python benchmarks/inference_memory.py --out benchmarks/results/inference_memory.json
 	$(BIN)/python benchmarks/benchmarks_page.py
 
 clean: ## remove what make has made, but no run

@@ -189,6 +189,87 @@ def serving_lines(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def inference_lines(speed: dict[str, Any], memory: dict[str, Any]) -> list[str]:
+    goals = speed["goals"]
+    columns = (
+        ("times_the_original", "times the original's way", "at least", "{:g}"),
+        ("times_resizing_alone", "with resizing alone", "at least", "{:g}"),
+        ("times_resizing_alone_at_our_size", "and at our size", "", ""),
+        ("share_of_the_network_alone", "of the network alone", "at least", "{:.0%}"),
+        ("share_of_the_processors_rate", "of the processor's rate", "at least", "{:.0%}"),
+        ("forward_passes_with_maps", "five maps, in forward passes", "at most", "{:g}"),
+    )
+    cold = speed["cold_start_s"]
+    lines = [
+        "## Inference",
+        "",
+        f"From files to rows: {speed['images']} cells are read, hashed, decoded, preprocessed and classified "
+        f"by `cervicyte predict` at {speed['size_pixels']} pixels, on {speed['threads']} threads. The "
+        "original's way is PyTorch, eager, float32, one image at a time at 224 pixels, after its resizing, "
+        "denoising and CLAHE; with resizing alone on both sides, that step alone; at our size, at the pixels "
+        f"that ours takes, too. The network alone has a batch of {speed['batch']} in memory; the processor's "
+        "rate is that of the best square product of 1024 to 4096 in torch at the same precision. Five maps: "
+        "one cell, warm, from bytes to class, probabilities and a map of each class, against a forward pass. "
+        f"Median of {speed['rounds']} rounds [lowest, highest], all in turns in one process.",
+        "",
+        "| engine | " + " | ".join(title for _, title, _, _ in columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for one in speed["engines"]:
+        about = one["engine"]
+        cells = []
+        for key, _, _, form in columns:
+            figure = one[key]
+            form = "{:.0%}" if "%" in form else "{:.2f}"
+            median, low, high = (form.format(figure[name]) for name in ("median", "min", "max"))
+            cells.append(f"{median} [{low}, {high}]")
+        lines.append(f"| {about['name']} {about['version']}, {about['precision']} | {' | '.join(cells)} |")
+    asked = [f"{word} {form.format(goals[key])}" if word else "" for key, _, word, form in columns]
+    lines += [
+        f"| goal | {' | '.join(asked)} |",
+        "",
+        "| images a second | of files | of the network alone |",
+        "| --- | ---: | ---: |",
+    ]
+    rates = speed["images_per_second"]
+    for one in speed["engines"]:
+        name = f"{one['engine']['name']}_{one['engine']['precision']}"
+        pair = " | ".join(f"{rates[f'{what}_{name}']['median']:.1f}" for what in ("files", "network"))
+        lines.append(f"| {one['engine']['name']}, {one['engine']['precision']} | {pair} |")
+    for key, title in (
+        ("original", "the original's way"),
+        ("resizing_alone", "the original's way, resizing alone"),
+        ("resizing_alone_at_our_size", "the same at our size"),
+    ):
+        lines.append(f"| {title} | {rates[key]['median']:.1f} | |")
+    processor = " and ".join(
+        f"{found['median'] / 1e9:,.0f} thousand million operations a second in {precision}"
+        for precision, found in speed["processor_operations_per_second"].items()
+    )
+    growth = memory["growth_mib"]
+    return [
+        *lines,
+        "",
+        f"An image takes {speed['operations_per_image'] / 1e9:.2f} thousand million operations; the machine "
+        f"reaches {processor}.",
+        "",
+        f"Cold, `cervicyte predict one.bmp` takes {cold['median']:.1f} s [{cold['min']:.1f}, "
+        f"{cold['max']:.1f}] from shell to answer; the goal is {goals['cold_start_s']:g} s. When this began, "
+        f"the load of the machine was {speed['load_average_1_min']}; above the number of cores it is other "
+        "work, which lengthens times and spreads ratios.",
+        "",
+        f"Memory over {memory['rows']:,} rows, with a network of 32-pixel input: {growth:g} MiB more at most "
+        f"from a tenth of the rows on; the bound is {memory['most_growth_mib']}.",
+        "",
+        "![Memory of the process over the rows written](results/inference_memory.png)",
+        "",
+        origin(speed),
+        "",
+        origin(memory),
+        "",
+    ]
+
+
 def largest_difference(content: dict[str, Any]) -> float:
     return max(content[path]["largest_difference_of_a_probability"] for path in ("predict", "explain"))
 
@@ -205,6 +286,7 @@ def page() -> str:
         "",
         *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
         *explanation_lines(read("explanation_speed")),
+        *inference_lines(read("inference_speed"), read("inference_memory")),
         *training_lines(read("training_speed")),
         *serving_lines(read("serving_load")),
     ]

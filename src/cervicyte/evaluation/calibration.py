@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from scipy.optimize import brentq
 from scipy.special import softmax
 
 from cervicyte import metrics
@@ -246,6 +245,8 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float | Non
         None if the optimum lies beyond 1/20 to 20: no cell was called wrong, so that ever more
         confidence looks better, or confidence says nothing.
     """
+    from scipy.optimize import brentq  # takes a third of a second to come, and answering needs it not
+
     logits = _logits(probabilities)
     of_truth = logits[np.arange(len(truth)), truth]
 

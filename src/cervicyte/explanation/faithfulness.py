@@ -20,8 +20,8 @@ import torch
 from cervicyte.explanation import cam
 from cervicyte.explanation.controls import network_input
 from cervicyte.network.model_file import ModelFile
+from cervicyte.network.precision import computes_in_bfloat16
 from cervicyte.network.resnet import CBAMResNet50, folded
-from cervicyte.training.loop import computes_in_bfloat16
 
 Score = Callable[[np.ndarray], np.ndarray]
 """images uint8 [N, S, S, 3] -> the probability of every class, float [N, C]."""

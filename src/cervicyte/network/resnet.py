@@ -1,7 +1,8 @@
 """ResNet-50 with CBAM, able to stop at any layer and to go on from there.
 
-Sources: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-in torchvision's form; S. Woo et al., "CBAM", ECCV 2018.
+Sources: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, in
+torchvision's form: its names, its strides and its order of random draws, written out here, since importing
+torchvision takes as long as torch itself; S. Woo et al., "CBAM", ECCV 2018.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
 
@@ -23,12 +23,44 @@ STAGE_CHANNELS = (256, 512, 1024, 2048)
 LAYERS = ("layer1", "cbam1", "layer2", "cbam2", "layer3", "cbam3", "layer4", "cbam4")
 
 
+class Bottleneck(nn.Module):
+    """Three convolutions and a shortcut; the stride is the second's (ResNet v1.5, as in torchvision)."""
+
+    expansion = 4
+
+    def __init__(
+        self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
+        """Map `inputs` channels to `planes * expansion`; `downsample` fits the shortcut to that."""
+        super().__init__()
+        outputs = planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C', H', W']."""
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += identity
+        return self.relu(out)
+
+
 class CBAMBottleneck(Bottleneck):
     """ResNet's bottleneck with CBAM on its branch, before the addition (Woo et al. 2018, fig. 3)."""
 
-    def __init__(self, inplanes: int, planes: int, *arguments, **options) -> None:  # type: ignore[no-untyped-def]
-        """Build torchvision's bottleneck and the gates over its output."""
-        super().__init__(inplanes, planes, *arguments, **options)
+    def __init__(
+        self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
+        """Build the bottleneck and the gates over its output."""
+        super().__init__(inputs, planes, stride, downsample)
         self.cbam = CBAM(planes * self.expansion)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +72,7 @@ class CBAMBottleneck(Bottleneck):
         return self.relu(out + identity)
 
 
-class CBAMResNet50(ResNet):
+class CBAMResNet50(nn.Module):
     """ResNet-50 for `class_count` classes with CBAM `stage`-wise, in every `block`, or `none`.
 
     The state dict has torchvision's keys and, with `stage`, `cbam1` … `cbam4` as in the original
@@ -58,13 +90,27 @@ class CBAMResNet50(ResNet):
 
     def __init__(self, class_count: int, placement: Placement = "stage") -> None:
         """Build the network with random weights; see `backbone.load_backbone` for pretrained ones."""
+        super().__init__()
         block = CBAMBottleneck if placement == "block" else Bottleneck
-        super().__init__(block, list(STAGE_BLOCKS), num_classes=class_count)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = 64
+        for stage, (blocks, outputs) in enumerate(zip(STAGE_BLOCKS, STAGE_CHANNELS, strict=True), start=1):
+            layer = _stage(block, channels, outputs // block.expansion, blocks, stride=1 if stage == 1 else 2)
+            self.add_module(f"layer{stage}", layer)
+            channels = outputs
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, class_count)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.placement: Placement = placement
         if placement == "stage":
             for stage, channels in enumerate(STAGE_CHANNELS, start=1):
                 self.add_module(f"cbam{stage}", CBAM(channels))
-        for module in self.modules():  # torchvision's constructor has re-drawn those in the blocks
+        for module in self.modules():  # those in the blocks were drawn anew
             if isinstance(module, CBAM):
                 module.reset_gates()
 
@@ -133,6 +179,14 @@ class CBAMResNet50(ResNet):
         for module in frozen:
             module.requires_grad_(False)
         return frozen
+
+
+def _stage(block: type[Bottleneck], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return a stage, whose first block halves the sides if `stride` is 2."""
+    outputs = planes * block.expansion
+    downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    first = block(inputs, planes, stride, downsample)
+    return nn.Sequential(first, *(block(outputs, planes) for _ in range(blocks - 1)))
 
 
 def folded(network: CBAMResNet50) -> CBAMResNet50:

@@ -6,17 +6,20 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from cervicyte.datasets.layouts import Cell
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.progress import SILENT, Progress
+
+if TYPE_CHECKING:  # importing torchvision takes as long as torch itself
+    from torchvision.transforms import v2
 
 # Above this, the images lie in a temporary file that the system pages in and out.
 LARGEST_IN_MEMORY = 4 << 30  # bytes

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from cervicyte.errors import RecipeError, RunFolderError
 from cervicyte.network.model_file import ModelFile, save_model
+from cervicyte.network.precision import computes_in_bfloat16
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import write_text, written_atomically
@@ -359,22 +360,6 @@ def evaluate(
         totals[1] += (logits.argmax(1) == targets).sum()
     totals = accelerator.reduce(totals, "sum") / max(1, len(cells.images))
     return {"validation_loss": totals[0].item(), "validation_accuracy": totals[1].item()}
-
-
-def computes_in_bfloat16(precision: str) -> bool:
-    """Return whether to compute in bfloat16; `auto` asks the hardware.
-
-    A processor without such instructions emulates them and is many times slower, not faster.
-    """
-    if precision != "auto":
-        return precision == "bfloat16"
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    supported = (
-        getattr(torch.cpu, name, lambda: False)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(supported)
 
 
 def has_compiler() -> bool:
