@@ -21,11 +21,11 @@ import torch
 from torch.nn import functional
 
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.network.precision import computes_in_bfloat16
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import TerminalProgress
 from cervicyte.provenance import provenance, write_json
 from cervicyte.training.cells import normalised
-from cervicyte.network.precision import computes_in_bfloat16
 from cervicyte.training.loop import LabelledImages, parameter_groups, train
 from cervicyte.training.recipe import Recipe
 
