@@ -26,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def rate_of_products(precision: Precision) -> float:
     best = 0.0
     for size in PRODUCTS:
         one, other = (torch.randn(size, size).to(kind) for _ in range(2))
-        best = max(best, *(2 * size**3 / seconds_of(lambda a=one, b=other: a @ b) for _ in range(2)))
+        best = max(best, *(2 * size**3 / seconds_of(partial(torch.matmul, one, other)) for _ in range(2)))
     return best
 
 
@@ -120,10 +121,10 @@ def measure(paths: list[Path], rounds: int, batch: int) -> dict[str, Any]:
     }
     for key, classifier in classifiers.items():
         name = "_".join(key)
-        works[f"files_{name}"] = (len(paths), lambda c=classifier: rows_of(c, paths))
-        works[f"network_{name}"] = (batch, lambda c=classifier: c.engine.run(resident))
-        works[f"one_{name}"] = (1, lambda c=classifier: c.engine.run(resident[:1]))
-        works[f"maps_{name}"] = (1, lambda c=classifier: with_maps(c))
+        works[f"files_{name}"] = (len(paths), partial(rows_of, classifier, paths))
+        works[f"network_{name}"] = (batch, partial(classifier.engine.run, resident))
+        works[f"one_{name}"] = (1, partial(classifier.engine.run, resident[:1]))
+        works[f"maps_{name}"] = (1, partial(with_maps, classifier))
     rates: dict[str, list[float]] = {name: [] for name in works}
     processor: dict[Precision, list[float]] = {"float32": [], "bfloat16": []}
     for number in range(rounds + 1):
@@ -196,7 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cells = read_dataset(arguments.data).cells
     paths = [cell.path for cell in cells[:: max(1, len(cells) // arguments.images)]][: arguments.images]
-    figures = {
+    figures: dict[str, Any] = {
         "images": len(paths),
         "rounds": arguments.rounds,
         "batch": arguments.batch,
@@ -205,9 +206,9 @@ def main() -> None:
         "cold_start_s": spread(cold_start(3)),
         **measure(paths, arguments.rounds, arguments.batch),
         "goals": GOALS,
-        "size_pixels": cast(int, load_model(device="cpu").model.preprocessing.image_size),
+        "size_pixels": load_model(device="cpu").model.preprocessing.image_size,
     }
-    best = next(one for one in figures["engines"] if one["engine"]["precision"] == BEST[1])  # type: ignore[attr-defined]
+    best = next(one for one in figures["engines"] if one["engine"]["precision"] == BEST[1])
     print(f"cold start: {figures['cold_start_s']} s; {BEST}: {best}")
     if arguments.out is not None:
         write_json(arguments.out, {"provenance": provenance(shlex.join(["python", *sys.argv])), **figures})

@@ -38,8 +38,8 @@ def model_of(placement="stage", seed=0) -> ModelFile:
                 value.normal_(0, 0.1)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
+                module.get_buffer("running_mean").normal_(0, 0.1)
+                module.get_buffer("running_var").uniform_(0.5, 1.5)
                 module.weight.uniform_(0.8, 1.2)
                 module.bias.normal_(0, 0.1)
         network.fc.weight.mul_(5)
@@ -68,6 +68,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def close(given: Output, right: Output, tolerance=1e-4) -> bool:
+    assert given.evidence is not None
+    assert right.evidence is not None
     pairs = [(given.logits, right.logits), (given.evidence, right.evidence)]
     pairs += [(given.means[stage], right.means[stage]) for stage in right.means]
     return all(np.abs(one - other).max() <= tolerance * np.abs(other).max() for one, other in pairs)
@@ -98,6 +100,7 @@ def test_engines_give_what_torch_gives_and_are_told_apart_by_nothing_else(engine
 
 def test_evidence_adds_up_to_the_logits_and_is_grad_cam_where_it_is_positive(model, graph, images):
     output = OpenVinoEngine(graph).run(images[:4], evidence=True)
+    assert output.evidence is not None
     bias = model.network.fc.bias.detach().numpy()
     np.testing.assert_allclose(output.evidence.sum((2, 3)) + bias, output.logits, atol=1e-4)
     inputs = torch.from_numpy(model.preprocessing.normalise(images[:4]))

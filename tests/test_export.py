@@ -276,12 +276,11 @@ def test_what_wsinfer_takes_gives_logits_and_says_what_its_schema_asks_for(carry
 
 @pytest.mark.parametrize("file_format", ["onnx", "wsinfer"])
 def test_an_export_that_answers_otherwise_is_not_left_there(carrying, file_format, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "TorchEngine", lambda model: exporting.OnnxEngine(other_graph))
     other = trained()
     with torch.no_grad():
-        other.network.fc.bias += 1
         other.network.fc.weight[0] *= -1
     other_graph = graph_of(other)
+    monkeypatch.setattr(exporting, "TorchEngine", lambda model: exporting.OnnxEngine(other_graph))
     out = tmp_path / ("m.onnx" if file_format == "onnx" else "folder")
     spacing = 0.4 if file_format == "wsinfer" else None
     with pytest.raises(ModelFileError, match="answers otherwise than the network: logits differ"):

@@ -8,7 +8,7 @@ torchvision takes as long as torch itself; S. Woo et al., "CBAM", ECCV 2018.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,20 @@ class CBAMBottleneck(Bottleneck):
         return self.relu(out + identity)
 
 
-class CBAMResNet50(nn.Module):
+if TYPE_CHECKING:
+
+    class _Module(nn.Module):
+        """torch's annotations say too little of parts that are asked for by name, and of `to`."""
+
+        def __getattr__(self, name: str) -> Any: ...
+        def get_submodule(self, target: str) -> Any: ...
+        def to(self, *arguments: Any, **options: Any) -> CBAMResNet50: ...
+
+else:
+    _Module = nn.Module
+
+
+class CBAMResNet50(_Module):
     """ResNet-50 for `class_count` classes with CBAM `stage`-wise, in every `block`, or `none`.
 
     The state dict has torchvision's keys and, with `stage`, `cbam1` … `cbam4` as in the original
