@@ -1,0 +1,91 @@
+"""What a precision costs in accuracy, on cells of groups that the networks have not seen.
+
+python benchmarks/precision_loss.py FOLDS --data DATA --out benchmarks/results/precision_loss.json
+
+FOLDS is the folder of a cross-validation by group: each fold's network answers for its own test part, by
+OpenVINO in float32 and at the precision asked for. The loss is the difference of the shares of cells called
+rightly over all folds; beside it stand how many cells get another class, and the largest change of any
+probability.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cervicyte.datasets.layouts import read_dataset
+from cervicyte.datasets.splits import cells_of, read_split
+from cervicyte.evaluation.predictions import BATCH, softmax
+from cervicyte.inference.choice import graph_of
+from cervicyte.inference.engines import Engine, OpenVinoEngine, Precision
+from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.network.model_file import load_model_file
+from cervicyte.provenance import provenance, write_json
+from cervicyte.training.cells import load_cells
+
+MOST_LOSS = 0.002  # the project's goal: 0.2 points
+MOST_CHANGE = 0.1  # of a probability
+
+
+def logits_of(engine: Engine, images: np.ndarray) -> np.ndarray:
+    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return np.concatenate([engine.run(batch).logits for batch in batches])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a precision costs in accuracy.")
+    parser.add_argument("folds", type=Path, help="of a cross-validation by group, such as runs/folds/seed_0")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    precision: Precision = arguments.precision
+    dataset = read_dataset(arguments.data)
+    right: dict[str, list[np.ndarray]] = {"float32": [], precision: []}
+    other_class, changes, folds = 0, [], []
+    for run in sorted(arguments.folds.glob("fold_*")):
+        model = load_model_file(run / "best_model.pth")
+        cells = cells_of(read_split(run / "split.csv"), dataset, "test")
+        images = load_cells(cells, model.preprocessing)
+        truth = np.array([model.class_names.index(cell.label) for cell in cells])
+        graph = graph_of(model)
+        found = {
+            name: logits_of(OpenVinoEngine(graph, name), images)  # type: ignore[arg-type]
+            for name in right
+        }
+        few = images[:16]
+        assert np.array_equal(
+            TorchEngine(model).run(few).logits.argmax(1), found["float32"][: len(few)].argmax(1)
+        )
+        for name, logits in found.items():
+            right[name].append(logits.argmax(1) == truth)
+        other_class += int(np.sum(found["float32"].argmax(1) != found[precision].argmax(1)))
+        changes.append(np.abs(softmax(found["float32"]) - softmax(found[precision])).max(1))
+        folds.append({"fold": run.name, "cells": len(cells)})
+        print(run.name, {name: float(values[-1].mean()) for name, values in right.items()}, flush=True)
+    accuracy = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
+    change = np.concatenate(changes)
+    figures: dict[str, Any] = {
+        "engine": "openvino",
+        "precision": precision,
+        "cells": len(change),
+        "folds": folds,
+        "accuracy": accuracy,
+        "loss": accuracy["float32"] - accuracy[precision],
+        "cells_with_another_class": other_class,
+        "largest_change_of_a_probability": float(change.max()),
+        "change_of_a_probability_99th_percentile": float(np.percentile(change, 99)),
+        "bounds": {"loss": MOST_LOSS, "change_of_a_probability": MOST_CHANGE},
+    }
+    print(figures)
+    if arguments.out is not None:
+        write_json(arguments.out, {"provenance": provenance(shlex.join(["python", *sys.argv])), **figures})
+
+
+if __name__ == "__main__":
+    main()
