@@ -144,6 +144,8 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
 	$(BIN)/python benchmarks/inference_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/inference_speed.json
 	$(BIN)/python benchmarks/inference_memory.py --out benchmarks/results/inference_memory.json
+	test ! -d $(RUNS)/folds/seed_0 || $(BIN)/python benchmarks/precision_loss.py $(RUNS)/folds/seed_0 --data $(SHARED)/data/sipakmed \
+	  --out benchmarks/results/precision_loss.json
 	$(BIN)/python benchmarks/benchmarks_page.py
 
 clean: ## remove what make has made, but no run

@@ -189,7 +189,7 @@ def serving_lines(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def inference_lines(speed: dict[str, Any], memory: dict[str, Any]) -> list[str]:
+def inference_lines(speed: dict[str, Any], memory: dict[str, Any], loss: dict[str, Any]) -> list[str]:
     goals = speed["goals"]
     columns = (
         ("times_the_original", "times the original's way", "at least", "{:g}"),
@@ -258,12 +258,23 @@ def inference_lines(speed: dict[str, Any], memory: dict[str, Any]) -> list[str]:
         f"the load of the machine was {speed['load_average_1_min']}; above the number of cores it is other "
         "work, which lengthens times and spreads ratios.",
         "",
+        f"What {loss['precision']} costs: of {loss['cells']:,} cells in groups that the networks of "
+        f"{len(loss['folds'])} folds had not seen, {loss['accuracy']['float32']:.2%} are called rightly in "
+        f"float32 and {loss['accuracy'][loss['precision']]:.2%} in {loss['precision']}, a loss of "
+        f"{100 * loss['loss']:.2f} points; the bound is {100 * loss['bounds']['loss']:.1f}. "
+        f"{loss['cells_with_another_class']} cells get another class. No uncalibrated probability moves by "
+        f"more than {loss['largest_change_of_a_probability']:.3f} (99 in 100 by less than "
+        f"{loss['change_of_a_probability_99th_percentile']:.3f}); the bound is "
+        f"{loss['bounds']['change_of_a_probability']:g}.",
+        "",
         f"Memory over {memory['rows']:,} rows, with a network of 32-pixel input: {growth:g} MiB more at most "
         f"from a tenth of the rows on; the bound is {memory['most_growth_mib']}.",
         "",
         "![Memory of the process over the rows written](results/inference_memory.png)",
         "",
         origin(speed),
+        "",
+        origin(loss),
         "",
         origin(memory),
         "",
@@ -286,7 +297,7 @@ def page() -> str:
         "",
         *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
         *explanation_lines(read("explanation_speed")),
-        *inference_lines(read("inference_speed"), read("inference_memory")),
+        *inference_lines(read("inference_speed"), read("inference_memory"), read("precision_loss")),
         *training_lines(read("training_speed")),
         *serving_lines(read("serving_load")),
     ]

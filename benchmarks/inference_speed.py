@@ -190,7 +190,7 @@ def cold_start(runs: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="How fast cells are classified.")
     parser.add_argument("data", type=Path, help="a data set of cells")
-    parser.add_argument("--images", type=int, default=96, help="from files to rows, in each round")
+    parser.add_argument("--images", type=int, default=256, help="from files to rows, in each round")
     parser.add_argument("--batch", type=int, default=BATCH, help="of the network alone")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="a JSON file")

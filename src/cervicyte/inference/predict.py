@@ -1,6 +1,7 @@
 """Classify images into a table, a few at a time; after an interruption no row is lost or doubled.
 
-While the network has one batch, the next are read: neither waits for the other for longer than it must.
+While the network has one batch, the next are read and the rows of the last are written: none of them waits
+for another for longer than it must.
 
 Rows are appended to a neighbour of the table, `.NAME.partial.csv`, whose last line may be half written when
 the machine stops: what follows the last line's end is thrown away, and the images of the lines before it are
@@ -33,6 +34,7 @@ from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.engines import Output
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, sources_of
 from cervicyte.network.model_file import weights_hash
 from cervicyte.progress import SILENT, Progress
@@ -111,11 +113,12 @@ def predict(
     progress.start("Classifying", total, done=done)
     with (
         ThreadPoolExecutor(READING_THREADS) as threads,
+        ThreadPoolExecutor(1) as network,
         open(partial, "a", encoding="utf-8", newline="") as file,
     ):
         remaining = itertools.islice(sources_of(names), done, None)
-        for batch in _prepared(classifier, remaining, threads):
-            rows = list(_rows(classifier, batch))
+        for batch, output in _computed(classifier, _prepared(classifier, remaining, threads), network):
+            rows = list(_rows(classifier, batch, output))
             _append(file, rows)
             errors += sum(bool(row[-1]) for row in rows)
             progress.advance(len(rows))
@@ -166,13 +169,31 @@ def _prepare(classifier: Classifier, source: Source) -> Prepared:
     return Prepared(source.name, digest, "", classifier.preprocessed([image]), classifier.statistics([image]))
 
 
-def _rows(classifier: Classifier, batch: Sequence[Prepared]) -> Iterator[list[str]]:
-    """Yield the rows of a batch in its order."""
-    inputs = [one.inputs for one in batch if one.inputs is not None]
-    statistics = [one.statistics for one in batch if one.statistics is not None]
+def _computed(
+    classifier: Classifier, batches: Iterable[list[Prepared]], network: ThreadPoolExecutor
+) -> Iterator[tuple[list[Prepared], Output | None]]:
+    """Yield batches with what the network makes of them; while one is in use, the next is computed."""
+    waiting: tuple[list[Prepared], Future[Output] | None] | None = None
+    for batch in batches:
+        inputs = [one.inputs for one in batch if one.inputs is not None]
+        asked = network.submit(classifier.engine.run, np.concatenate(inputs)) if inputs else None
+        if waiting is not None:
+            yield waiting[0], _result(waiting[1])
+        waiting = batch, asked
+    if waiting is not None:
+        yield waiting[0], _result(waiting[1])
+
+
+def _result(asked: Future[Output] | None) -> Output | None:
+    return None if asked is None else asked.result()
+
+
+def _rows(classifier: Classifier, batch: Sequence[Prepared], output: Output | None) -> Iterator[list[str]]:
+    """Yield the rows of a batch in its order; `output` is of those of its images that could be read."""
     predictions: Iterator[Prediction] = iter(())
-    if inputs:
-        predictions = iter(classifier.answer(np.concatenate(inputs), np.concatenate(statistics)))
+    if output is not None:
+        statistics = np.concatenate([one.statistics for one in batch if one.statistics is not None])
+        predictions = iter(classifier.answerer.predictions(output.logits, output.means, statistics))
     for one in batch:
         if one.inputs is None:
             blank = [""] * (len(classifier.class_names) + 4)
