@@ -243,15 +243,15 @@ def inference_lines(speed: dict[str, Any], memory: dict[str, Any], loss: dict[st
     ):
         lines.append(f"| {title} | {rates[key]['median']:.1f} | |")
     processor = " and ".join(
-        f"{found['median'] / 1e9:,.0f} thousand million operations a second in {precision}"
+        f"{found['median'] / 1e9:,.0f} GFLOP/s in {precision}"
         for precision, found in speed["processor_operations_per_second"].items()
     )
     growth = memory["growth_mib"]
     return [
         *lines,
         "",
-        f"An image takes {speed['operations_per_image'] / 1e9:.2f} thousand million operations; the machine "
-        f"reaches {processor}.",
+        f"An image takes {speed['operations_per_image'] / 1e9:.2f} GFLOP, a multiplication and an addition "
+        f"being two; the machine reaches {processor}.",
         "",
         f"Cold, `cervicyte predict one.bmp` takes {cold['median']:.1f} s [{cold['min']:.1f}, "
         f"{cold['max']:.1f}] from shell to answer; the goal is {goals['cold_start_s']:g} s. When this began, "

@@ -84,9 +84,10 @@ def chart(found: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(*zip(*found["memory_mib"], strict=True), color="#2a6fb0")
-    axes.set(
-        xlabel="rows written", ylabel="memory of the process, MiB", xlim=(0, found["rows"]), ylim=(0, None)
-    )
+    most = max(held for _, held in found["memory_mib"])
+    axes.set(xlabel="rows written", ylabel="memory of the process, MiB")
+    axes.set(xlim=(0, found["rows"]), ylim=(0, 1.15 * most))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_title(f"cervicyte predict, {found['rows']:,} rows: memory", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
