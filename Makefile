@@ -117,7 +117,7 @@ release: folds ## train the shipped model on all cells and attach what the folds
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
 
 learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model; 5 minutes
-	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 12 \
+	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 8 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out docs/results/learning_curve
 
 drawn-cells: folds ## how many drawn cells the shipped model and a fold's network recognise; 2 minutes
