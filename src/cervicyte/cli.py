@@ -833,6 +833,23 @@ def card(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder of train, evaluate or probe.")],
+    checklist: Annotated[str, typer.Option(help="claim (CLAIM 2024) or tripod-ai (TRIPOD+AI).")],
+    out: Annotated[
+        Path | None, typer.Option(help="The Markdown file. Default: RUN/checklist_NAME.md.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Draft a reporting checklist, a methods paragraph and BibTeX for a paper, from a run's own figures."""
+    from cervicyte.evaluation.checklists import write_checklist
+
+    path = write_checklist(run, checklist, out, force=force)
+    typer.echo(f"{path}: the draft; what only you can say is marked in it")
+    typer.echo(RESEARCH_USE_ONLY)
+
+
+@app.command()
 def serve(
     model: Model = None,
     host: Annotated[

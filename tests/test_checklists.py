@@ -1,0 +1,140 @@
+"""A checklist says what the run folder says, and leaves to the author what it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import PROJECT
+from typer.testing import CliRunner
+
+from cervicyte.cli import app
+from cervicyte.evaluation.checklists import (
+    AUTHOR_ONLY,
+    draft,
+    facts_of_run,
+    read_checklists,
+    references,
+)
+
+RESULTS = PROJECT / "docs" / "results"
+METRICS = json.loads((RESULTS / "sipakmed" / "metrics.json").read_text())
+CHECKLISTS = read_checklists()
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(RESULTS / "sipakmed" / "metrics.json", folder)
+    return folder
+
+
+def test_the_checklists_have_the_items_of_their_sources():
+    assert [item.item for item in CHECKLISTS["claim"].items] == [str(number) for number in range(1, 45)]
+    tripod = [item.item for item in CHECKLISTS["tripod-ai"].items]
+    assert len(tripod) == 52
+    assert {item.rstrip("abcdefg") for item in tripod} == {str(number) for number in range(1, 28)}
+    assert tripod[:6] == ["1", "2", "3a", "3b", "3c", "4"]
+    assert tripod[-3:] == ["27a", "27b", "27c"]
+
+
+@pytest.mark.parametrize("name", CHECKLISTS)
+def test_every_item_can_be_answered_by_the_run_or_by_the_author(name):
+    known = facts_of_run(METRICS, {"calibration": {"temperature": 1.2, "cells": 10, "groups": 5}})
+    for item in CHECKLISTS[name].items:
+        assert set(item.facts) <= set(known), item.item
+        assert item.facts or item.author, item.item
+
+
+@pytest.mark.parametrize("name", CHECKLISTS)
+def test_every_item_stands_in_the_draft_once(name):
+    text = draft(METRICS, CHECKLISTS[name])
+    for item in CHECKLISTS[name].items:
+        answered = text.count(f"**{item.item}. {item.text}.**")
+        left = text.count(f"| {item.item} | {item.section} |")
+        assert answered + left == 1, item.item
+
+
+def test_the_figures_of_a_draft_are_those_of_the_run():
+    text = draft(METRICS, CHECKLISTS["claim"])
+    accuracy = METRICS["overall"]["accuracy"]
+    assert f"Accuracy {100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, " in text
+    assert "2,414 cells in 444 groups" in text
+    assert "16 of 689 cells were called wrongly; most: Koilocytotic called Dyskeratotic 7" in text
+    changed = json.loads(json.dumps(METRICS))
+    changed["overall"]["accuracy"] = {"value": 0.1234, "low": 0.1, "high": 0.2}
+    assert "Accuracy 12.3 % [10.0, 20.0]" in draft(changed, CHECKLISTS["claim"])
+
+
+def test_what_the_run_does_not_know_is_left_to_the_author():
+    text = draft(METRICS, CHECKLISTS["claim"])
+    author = text[text.index("## What only the author can say") :]
+    assert "| 44 | Other information |" in author  # funding
+    assert "| 34 | Methods: evaluation |" in author  # registration
+    assert AUTHOR_ONLY in text
+    assert "Independent groups are not independent patients" in text
+
+
+def test_a_leak_stands_where_partitions_are_described():
+    leaking = json.loads(json.dumps(METRICS))
+    leaking["context"]["leak"] = "Groups stand on both sides: the figures flatter."
+    assert "level at which partitions are disjoint.** Groups stand on both sides" in draft(
+        leaking, CHECKLISTS["claim"]
+    )
+
+
+def test_an_evaluation_of_a_loaded_model_claims_nothing_of_its_training():
+    context = {
+        key: METRICS["context"][key] for key in ("title", "data", "layout", "caveats", "command", "model")
+    }
+    facts = facts_of_run({**METRICS, "context": context})
+    assert not {"training", "selection", "external_test", "internal_test", "partition"} & set(facts)
+
+
+def test_the_bibtex_cites_what_was_used_and_only_that():
+    fine_tuned = draft(METRICS, CHECKLISTS["claim"])
+    assert {"plissiti2018sipakmed", "he2016resnet", "woo2018cbam", "tejani2024claim"} <= set(
+        re.findall(r"^@\w+\{(\w+),$", fine_tuned, re.MULTILINE)
+    )
+    probe = json.loads((RESULTS / "herlev_probe" / "metrics.json").read_text())
+    text = draft(probe, CHECKLISTS["tripod-ai"])
+    assert "woo2018cbam" not in text
+    assert "loshchilov2019adamw" not in text
+    assert {"jantzen2005herlev", "collins2024tripodai"} <= set(re.findall(r"\{(\w+),$", text, re.MULTILINE))
+
+
+def test_every_reference_is_whole():
+    for key, entry in references().items():
+        assert entry.count("{") == entry.count("}"), key
+        assert all(field in entry for field in ("title", "author", "year")), key
+
+
+def test_the_command_writes_a_draft_and_replaces_none_unasked(run):
+    def report(*options: str):
+        return CliRunner().invoke(app, ["report", str(run), *options])
+
+    told = report("--checklist", "claim")
+    assert told.exit_code == 0, told.output
+    path = run / "checklist_claim.md"
+    assert str(path) in told.output
+    path.write_text("what the author added")
+    refused = report("--checklist", "claim")
+    assert refused.exit_code == 2
+    assert str(path) in refused.output
+    assert path.read_text() == "what the author added"
+    assert report("--checklist", "claim", "--force").exit_code == 0
+    assert "For research use only" in path.read_text()
+
+
+def test_bad_names_get_one_sentence(run, tmp_path):
+    unknown = CliRunner().invoke(app, ["report", str(run), "--checklist", "stard"])
+    assert unknown.exit_code == 2
+    assert "claim, tripod-ai" in unknown.output
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds" / "cross_validation.json").write_text("{}")
+    folds = CliRunner().invoke(app, ["report", str(tmp_path / "folds"), "--checklist", "claim"])
+    assert folds.exit_code == 2
+    assert "name the run folder of one of its folds" in folds.output
