@@ -8,7 +8,7 @@ SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
 
-.PHONY: help setup demo test lint types test-full lowest wheel sipakmed herlev probe-folds optimism optimism-finetuned inspection \
+.PHONY: help setup demo test lint types test-full lowest wheel docs notebooks sipakmed herlev probe-folds optimism optimism-finetuned inspection \
   twins leakage ablation folds folds-by-cell fold-figures release learning-curve drawn-cells audit benchmark clean
 
 help: ## list these targets
@@ -38,7 +38,7 @@ types: setup
 	$(BIN)/mypy
 
 test-full: setup ## the long tests: browser, interrupted runs, demo, wheel, and the lowest versions
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser,docs]'
 	$(BIN)/python -m pytest -q -m full
 	$(MAKE) lowest
 
@@ -49,6 +49,15 @@ lowest: ## the fast tests with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	.venv-lowest/bin/python -m pytest -q -m "not full" -p no:cacheprovider
+
+docs: setup ## build the documentation into site/; every warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
+	$(BIN)/python docs/write_pages.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs site
+	@echo "site/index.html"
+
+notebooks: setup ## run both notebooks on drawn cells and store what they show; 3 minutes
+	cd notebooks && ../$(BIN)/jupyter execute --inplace *.ipynb
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -305,7 +305,7 @@ def cross_validate(
     data: Data,
     out: Annotated[Path, typer.Option(help="Takes a run folder for each fold.")] = Path("cross_validation"),
     by: Annotated[str, typer.Option(help="Keep whole: group, field or cell.")] = "group",
-    folds: Annotated[int, typer.Option(min=2)] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     seeds: Seeds = "0",
     only_fold: Annotated[
         list[int] | None, typer.Option(help="Do this fold alone, without the tables; repeat for more.")
@@ -377,7 +377,7 @@ def optimism(
     out: Annotated[Path, typer.Option(help="Takes the folds of each split, and the tables.")] = Path(
         "optimism"
     ),
-    folds: Annotated[int, typer.Option(min=2)] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     seeds: Seeds = "0",
     frozen: Frozen = False,
     recipe: Recipe = None,
@@ -855,7 +855,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine's own loopback need a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 takes a free one.")] = 7860,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     verdict: Annotated[
         bool,
@@ -938,7 +938,7 @@ def log_export(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder that takes everything.")] = Path("cervicyte_demo"),
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the dashboard at the end.")] = True,
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 takes a free one.")] = 7860,
 ) -> None:
     """Run the main job on synthetic cells: draw, train, evaluate, explain, open the dashboard."""
     from cervicyte.demo import run_demo

@@ -31,7 +31,7 @@ class Classifier(Protocol):
     classes_: np.ndarray
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        """Return probabilities [N, len(classes_)]."""
+        """Return probabilities [N, C] in the order of `classes_`."""
         ...
 
 

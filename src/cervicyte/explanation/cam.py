@@ -90,7 +90,7 @@ def explain(
         images: normalised, float [N, 3, H, W], on the network's device.
         method: one of `METHODS`.
         layers: of `network.layers`; several cost little more than the earliest of them.
-        classes: class indices or `Contrast`s, one or several; None is every class in order.
+        classes: one or several, each a class index or a `Contrast`; None is every class in order.
         signed: evidence for minus evidence against, see `Method.signed_maps`; else only evidence for.
 
     Returns:
@@ -348,7 +348,7 @@ def _gradients(logits: Tensor, taps: list[Tensor], directions: Tensor, batched: 
 
 
 def unexplained_by_hirescam(network: CBAMResNet50, found: Derivatives) -> float:
-    """Return by how much HiResCAM at the last layer misses the logits: the largest |Σ map + bias - logit|.
+    """Return by how much HiResCAM at the last layer misses the logits: the largest `|Σ map + bias - logit|`.
 
     Only average pooling and the classifier stand behind that layer, so nothing but rounding is left over.
 
