@@ -118,8 +118,8 @@ def rooms_picture() -> str:
             if column + 1 < across:
                 path = f"M{x + WIDTH + 3} {y + HEIGHT / 2:g} h{GAP - 8}"
             else:
-                path = f"M{x + WIDTH / 2:g} {y + HEIGHT + 3} v{(GAP + 12) // 2 - 3} "
-                f"H{MARGIN + WIDTH / 2:g} v{(GAP + 12) // 2 - 6}"
+                half, first = (GAP + 12) // 2, MARGIN + WIDTH / 2
+                path = f"M{x + WIDTH / 2:g} {y + HEIGHT + 3} v{half - 3} H{first:g} v{half - 6}"
             parts.append(
                 f'<path d="{path}" fill="none" stroke="#57606a" stroke-width="2" marker-end="url(#tip)"/>'
             )

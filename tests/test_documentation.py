@@ -235,3 +235,20 @@ def test_the_first_steps_of_the_tutorial_work(tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
     assert (tmp_path / "predictions.csv").is_file()
     assert (tmp_path / "explanation" / "index.html").is_file()
+
+
+@pytest.mark.full
+def test_the_readmes_first_cell_is_answered_and_explained(tmp_path):
+    text = (PROJECT / "README.md").read_text()
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    told = subprocess.run([sys.executable, "-c", python], cwd=PROJECT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert "Koilocytotic" in told.stdout
+    (explain,) = (
+        words for words in typed(PROJECT / "README.md") if words[1:2] == ["explain"] and "--out" in words
+    )
+    assert explain[explain.index("--out") + 1] == "explanation"
+    out = [str(tmp_path) if word == "explanation" else word for word in explain]
+    done = subprocess.run([sys.executable, "-m", *out], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "index.html").is_file()
