@@ -38,10 +38,11 @@ def test_a_built_wheel_holds_all_that_the_program_reads(tmp_path):
     (wheel,) = tmp_path.glob("cervicyte-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "cervicyte/datasets/sipakmed_field_groups.csv" in names
+    assert {"cervicyte/evaluation/checklists.yaml", "cervicyte/evaluation/references.bib"} <= set(names)
     assert {"cervicyte/model/cervicyte.safetensors", "cervicyte/model/model_card.md"} <= set(names)
     assert wheel.stat().st_size < 60_000_000
     assert sum(name.startswith("cervicyte/sample_image/") and name.endswith(".png") for name in names) == 5
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert all(any(name.endswith(f"licenses/{file}") for name in names) for file in ("LICENSE", "NOTICE"))
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
     told = subprocess.run(
