@@ -158,4 +158,4 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	$(BIN)/python benchmarks/benchmarks_page.py
 
 clean: ## remove what make has made, but no run
-	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist site docs/python_modules .pytest_cache .mypy_cache .ruff_cache

@@ -450,8 +450,8 @@ def _failures(metrics: Mapping[str, Any]) -> str:
         return "No cell was called wrongly."
     most = sorted(wrong, key=lambda one: (-one[0], one[1:]))[:3]
     said = ", ".join(f"{true} called {called} {count:,}" for count, true, called in most)
-    return f"{sum(count for count, _, _ in wrong):,} of {metrics['cells']:,} cells were called wrongly; "
-    f"most: {said}."
+    count = sum(count for count, _, _ in wrong)
+    return f"{count:,} of {metrics['cells']:,} cells were called wrongly; most: {said}."
 
 
 def _software(origin: Mapping[str, Any]) -> str:
