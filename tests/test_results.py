@@ -72,3 +72,18 @@ def test_published_figures_carry_command_seed_and_commit(run):
     assert metrics["context"]["command"].startswith("cervicyte ")
     assert "dirty" not in metrics["provenance"]["commit"]
     assert len(metrics["context"]["split"]["hash"]) == 64
+
+
+def test_the_published_learning_curve_is_the_mean_of_its_draws():
+    folder = RESULTS / "learning_curve"
+    content = json.loads((folder / "learning_curve.json").read_text())
+    table = pd.read_csv(folder / "learning_curve.csv")
+    assert "dirty" not in content["provenance"]["commit"]
+    for row in content["rows"]:
+        own = table[(table["method"] == row["method"]) & (table["cells_a_class"] == row["cells_a_class"])]
+        assert len(own) == content["draws"]
+        for name, figure in row["figures"].items():
+            if figure["value"] is None:
+                assert own[name].isna().all()
+            else:
+                assert figure["value"] == pytest.approx(own[name].mean())
