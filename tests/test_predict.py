@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,11 @@ def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classif
     assert again.exit_code == 2
     assert "is there already" in again.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "model.pth", "out.csv", "out.json"]
+
+
+@pytest.mark.parametrize(("unlike", "said"), [(0, False), (2, False), (3, True)])
+def test_many_images_unlike_the_training_cells_speak_of_another_laboratory(unlike, said):
+    verdicts = Counter({"answer": 10 - unlike, "unlike_training": unlike, "error": 90})
+    notes = list(predicting._notes_on(verdicts))
+    assert bool(notes) == said
+    assert not said or notes[0].startswith("30% of the images are unlike")

@@ -605,7 +605,7 @@ def predict(
     outcome = predict(
         classifier, images, out, force=force, command=_command_line(), progress=TerminalProgress()
     )
-    for note in classifier.answerer.notes:
+    for note in outcome.notes:
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"{out}: {outcome.rows:,} images, {outcome.errors:,} of which could not be read")
     typer.echo(RESEARCH_USE_ONLY)

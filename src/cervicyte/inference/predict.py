@@ -17,6 +17,7 @@ import io
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from cervicyte.errors import ImageError, RunFolderError, UsageError
-from cervicyte.evaluation.answers import Prediction
+from cervicyte.evaluation.answers import UNLIKE, Prediction
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
@@ -46,6 +47,8 @@ SUFFIXES = (".csv", ".parquet")
 FIRST_COLUMNS = ("path", "sha256", "predicted_class", "confidence")
 LAST_COLUMNS = ("prediction_set", "unlike_percentile", "verdict", "error")
 ERROR = "error"
+VERDICT = -2  # its place in a row
+MANY_UNLIKE = 0.2  # of the images; of the training laboratory's own, 0.02 are
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a table holds: its rows, and how many of them are errors."""
+    """What a table holds.
+
+    Attributes:
+        rows: one an image.
+        errors: how many of them could not be read.
+        notes: what its reader must know, a sentence each.
+    """
 
     rows: int
     errors: int
+    notes: tuple[str, ...] = ()
 
 
 def predict(
@@ -109,7 +119,7 @@ def predict(
     total = sum(1 for _ in sources_of(names))
     engine = classifier.engine.describe()
     about = {"model": weights_hash(classifier.model.network), "engine": engine, "names": names}
-    done, errors = _done(partial, about, header_of(classifier), sources_of(names))
+    done, verdicts = _done(partial, about, header_of(classifier), sources_of(names))
     progress.start("Classifying", total, done=done)
     with (
         ThreadPoolExecutor(READING_THREADS) as threads,
@@ -120,7 +130,7 @@ def predict(
         for batch, output in _computed(classifier, _prepared(classifier, remaining, threads), network):
             rows = list(_rows(classifier, batch, output))
             _append(file, rows)
-            errors += sum(bool(row[-1]) for row in rows)
+            verdicts.update(row[VERDICT] for row in rows)
             progress.advance(len(rows))
     progress.close()
     if out.suffix == ".csv":
@@ -130,10 +140,29 @@ def predict(
         partial.unlink()
     for helper in (_about(partial), _list(partial)):
         helper.unlink(missing_ok=True)
-    origin = {"rows": total, "errors": errors, "weights_sha256": about["model"], "engine": engine}
-    notes = list(classifier.answerer.notes)
-    write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": notes})
-    return Outcome(total, errors)
+    errors = verdicts[ERROR]
+    origin = {
+        "rows": total,
+        "errors": errors,
+        "verdicts": dict(verdicts),
+        "weights_sha256": about["model"],
+        "engine": engine,
+    }
+    notes = (*classifier.answerer.notes, *_notes_on(verdicts))
+    write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": list(notes)})
+    return Outcome(total, errors, notes)
+
+
+def _notes_on(verdicts: Counter[str]) -> Iterator[str]:
+    """Say that a laboratory is another one, where many of its images are unlike the training cells."""
+    read = verdicts.total() - verdicts[ERROR]
+    unlike = sum(verdicts[name] for name in UNLIKE)
+    if read and unlike / read > MANY_UNLIKE:
+        yield (
+            f"{unlike / read:.0%} of the images are unlike the cells that the model was trained on: its answers "
+            "mean little for them. `cervicyte adapt` fits the model to a laboratory's unlabelled images; see "
+            "docs/your_own_images.md."
+        )
 
 
 # --- rows ------------------------------------------------------------------------------------------
@@ -255,13 +284,13 @@ def _append(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
 
 def _done(
     partial: Path, about: dict[str, Any], header: list[str], sources: Iterator[Source]
-) -> tuple[int, int]:
-    """Begin a table, or take up an interrupted one; return how many rows it has, and how many errors."""
+) -> tuple[int, Counter[str]]:
+    """Begin a table, or take up an interrupted one; return how many rows it has, and their verdicts."""
     if not partial.is_file():
         write_json(_about(partial), about)
         with open(partial, "w", encoding="utf-8", newline="") as file:
             _append(file, [header])
-        return 0, 0
+        return 0, Counter()
     begun = json.loads(_about(partial).read_text(encoding="utf-8")) if _about(partial).is_file() else None
     if begun != about:
         raise RunFolderError(
@@ -269,7 +298,7 @@ def _done(
             "choose another name with --out."
         )
     _cut_half_a_line(partial)
-    rows = errors = 0
+    rows, verdicts = 0, Counter[str]()
     with open(partial, encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         if next(reader, None) != header:
@@ -281,8 +310,8 @@ def _done(
                     f"{partial}: its rows are not of the images that are there now; delete it to start anew."
                 )
             rows += 1
-            errors += bool(row[-1])
-    return rows, errors
+            verdicts[row[VERDICT]] += 1
+    return rows, verdicts
 
 
 def _cut_half_a_line(partial: Path) -> None:
