@@ -160,8 +160,8 @@ def _notes_on(verdicts: Counter[str]) -> Iterator[str]:
     if read and unlike / read > MANY_UNLIKE:
         yield (
             f"{unlike / read:.0%} of the images are unlike the cells that the model was trained on: its "
-            "answers mean little for them. `cervicyte adapt` fits the model to a laboratory's unlabelled images; "
-            "see docs/your_own_images.md."
+            "answers mean little for them. `cervicyte adapt` fits the model to a laboratory's unlabelled "
+            "images; see docs/your_own_images.md."
         )
 
 
