@@ -26,6 +26,7 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["**/inner_*", "Thumbs.db"]
 nitpicky = False
+suppress_warnings = ["ref.python"]  # two classes with an attribute of one name are no mistake
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
