@@ -37,6 +37,7 @@ from cervicyte.metrics import (
     group_bootstrap,
     upper_bound_of_none,
 )
+from cervicyte.pages import plural
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 if TYPE_CHECKING:  # PyTorch comes with it, and a log is verified without
@@ -124,7 +125,8 @@ class Agreement:
         """The agreement in words."""
         if not self.cells:
             return "No cell has been read blind yet, so that there is no agreement to tell."
-        what = f"Reader and model agree on {self.agreed.value:.1%} of {self.cells} cells read blind"
+        cells = f"{self.cells} {plural('cell', self.cells)} read blind"
+        what = f"Reader and model agree on {self.agreed.value:.1%} of {cells}"
         if math.isnan(self.kappa.value):
             return f"{what}; kappa is undefined, as both used one label only."
         if math.isnan(self.kappa.low):
