@@ -9,7 +9,7 @@ SHARED ?= ../shared
 RUNS ?= runs
 
 .PHONY: help setup demo test lint types test-full lowest wheel docs notebooks sipakmed herlev probe-folds optimism optimism-finetuned inspection \
-  twins leakage ablation folds folds-by-cell fold-figures release learning-curve drawn-cells audit benchmark clean
+  twins leakage ablation folds folds-by-cell fold-figures programme release learning-curve drawn-cells audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -120,6 +120,20 @@ fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev
 	  --out $(RUNS)/elsewhere_shipped
 	$(BIN)/python benchmarks/unlike_training.py $(RUNS)/folds/seed_0/fold_0 --data $(SHARED)/data/sipakmed \
 	  --foreign $(SHARED)/data/herlev --out $(RUNS)/unlike_training.json
+
+# The folds' models and the shipped one stay in runs/: what is copied is small.
+programme: ablation folds folds-by-cell fold-figures drawn-cells ## all figures of the shipped recipe, and the pages on them; some hours on two cores, minutes on a GPU, resumable
+	for by in group cell; do \
+	  from=$(RUNS)/folds$$(test $$by = cell && echo _by_cell); mkdir -p docs/results/model/$$by; \
+	  cp $$from/cross_validation.md $$from/cross_validation.json $$from/cross_validation.csv $$from/predictions.csv docs/results/model/$$by/ || exit 1; \
+	done
+	cp $(RUNS)/folds/calibration.json docs/results/model/group/
+	mkdir -p docs/results/model/robustness docs/results/model/elsewhere docs/results/model/elsewhere_shipped
+	cp $(RUNS)/robustness/robustness.md $(RUNS)/robustness/robustness.json $(RUNS)/robustness/robustness.csv docs/results/model/robustness/
+	for name in elsewhere elsewhere_shipped; do cp $(RUNS)/$$name/elsewhere.md $(RUNS)/$$name/elsewhere.json docs/results/model/$$name/ || exit 1; done
+	cp $(RUNS)/unlike_training.json docs/results/model/
+	$(BIN)/python benchmarks/goals_page.py
+	$(BIN)/python docs/write_pages.py
 
 release: folds ## train the shipped model on all cells and attach what the folds found; 15 minutes, resumable
 	$(BIN)/cervicyte release $(SHARED)/data/sipakmed --folds $(RUNS)/folds --out $(RUNS)/release --licence "Apache-2.0, as the program" \
