@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from cervicyte.evaluation.checklists import (
     AUTHOR_ONLY,
     draft,
     facts_of_run,
+    pooled_metrics,
     read_checklists,
     references,
 )
@@ -133,8 +135,84 @@ def test_bad_names_get_one_sentence(run, tmp_path):
     unknown = CliRunner().invoke(app, ["report", str(run), "--checklist", "stard"])
     assert unknown.exit_code == 2
     assert "claim, tripod-ai" in unknown.output
-    (tmp_path / "folds").mkdir()
-    (tmp_path / "folds" / "cross_validation.json").write_text("{}")
-    folds = CliRunner().invoke(app, ["report", str(tmp_path / "folds"), "--checklist", "claim"])
-    assert folds.exit_code == 2
-    assert "name the run folder of one of its folds" in folds.output
+
+
+# --- a cross-validation ----------------------------------------------------------------------------
+
+pooled = functools.cache(pooled_metrics)  # a bootstrap takes seconds
+FOLDS = {name: RESULTS / name for name in ("model/group", "model/cell", "probe_cross_validation")}
+
+
+def stated(folder):
+    return json.loads((folder / "cross_validation.json").read_text())
+
+
+@pytest.mark.parametrize("folder", FOLDS.values(), ids=FOLDS)
+def test_the_pooled_figures_are_those_that_the_cross_validation_states(folder):
+    found, figures = pooled(folder, 20), stated(folder)["figures"]
+    for name in ("accuracy", "macro_f1"):
+        assert found["overall"][name]["value"] == pytest.approx(figures[name]["value"])
+    missed = found["roll_up"]["abnormal"]["called_normal"]
+    assert missed["value"] == pytest.approx(figures["abnormal_called_normal"]["value"])
+    assert found["provenance"] == stated(folder)["provenance"]  # of the folds, not of this moment
+
+
+def test_the_pooled_intervals_are_those_that_the_cross_validation_states():
+    found, figures = pooled(FOLDS["model/group"]), stated(FOLDS["model/group"])["figures"]
+    for name in ("accuracy", "macro_f1"):
+        for end in ("low", "high"):
+            assert found["overall"][name][end] == pytest.approx(figures[name][end], abs=1e-9)
+
+
+def test_the_draft_of_a_cross_validation_says_what_was_pooled():
+    text = draft(pooled(FOLDS["model/group"]), CHECKLISTS["claim"])
+    assert "3,445 cells in 627 groups, each tested once." in text
+    assert "into 5 folds (seed 0). Each fold was the test part once" in text
+    assert "Accuracy 95.4 % [94.0, 96.5]" in text
+    assert "Accuracy of single folds: 93.8% to 97.2%" in text
+    assert "24,214,989 parameters" in text
+    assert "commit `29894470354e`" in text
+    paragraph = text[text.index("## A methods paragraph") : text.index("## BibTeX")]
+    assert "Accuracy 95.4 % [94.0, 96.5]" in paragraph
+    assert "calibration error before 0.042 [0.038, 0.049], after 0.009" in paragraph
+    by_cell = draft(pooled(FOLDS["model/cell"], 20), CHECKLISTS["claim"])
+    assert "No group of cells" not in by_cell
+    assert "level at which partitions are disjoint.** Leak by cell, allowed by name: 462 groups" in by_cell
+
+
+def test_of_several_seeds_tests_are_counted_and_cells_are_cells():
+    text = draft(pooled(FOLDS["probe_cross_validation"], 20), CHECKLISTS["tripod-ai"])
+    assert "3,445 cells in 627 groups, each tested once with each of 3 seeds (0, 1, 2)." in text
+    assert "tests of cells of abnormal classes (3 seeds)" in text
+    assert "Standard deviation of the accuracy over seeds: 0.12%" in text
+    assert "woo2018cbam" not in text
+
+
+def test_the_command_takes_the_folder_of_a_cross_validation(tmp_path):
+    shutil.copytree(FOLDS["model/group"], tmp_path / "folds")
+    told = CliRunner().invoke(app, ["report", str(tmp_path / "folds"), "--checklist", "tripod-ai"])
+    assert told.exit_code == 0, told.output
+    assert "Accuracy 95.4 %" in (tmp_path / "folds" / "checklist_tripod-ai.md").read_text()
+
+
+def test_a_cross_validation_without_its_predictions_gets_one_sentence(tmp_path):
+    for content, said in (("{}", "predictions.csv: no such file"), ("{", "is damaged")):
+        (tmp_path / "cross_validation.json").write_text(content)
+        told = CliRunner().invoke(app, ["report", str(tmp_path), "--checklist", "claim"])
+        assert told.exit_code == 2
+        assert said in " ".join(told.output.split())
+
+
+# --- what is not learnt by gradients ---------------------------------------------------------------
+
+
+def test_a_classifier_fitted_alone_is_not_said_to_be_trained_by_gradients():
+    context = json.loads(json.dumps(METRICS["context"]))
+    context["recipe"] |= {"classifier": "logistic", "parent": "shipped"}
+    context["model"]["started_from"] = {"file": "cervicyte.safetensors", "data": "sipakmed"}
+    facts = facts_of_run({**METRICS, "context": context})
+    assert "AdamW" not in facts["training"]
+    assert "logistic regression" in facts["training"]
+    assert facts["initialisation"] == (
+        "From another model's weights, `cervicyte.safetensors`, which was trained on sipakmed."
+    )

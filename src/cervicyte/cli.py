@@ -834,7 +834,9 @@ def card(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder of train, evaluate or probe.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder of train, evaluate or probe, or a cross-validation.")
+    ],
     checklist: Annotated[str, typer.Option(help="claim (CLAIM 2024) or tripod-ai (TRIPOD+AI).")],
     out: Annotated[
         Path | None, typer.Option(help="The Markdown file. Default: RUN/checklist_NAME.md.")

@@ -3,27 +3,33 @@
 Two checklists: CLAIM 2024 (A. S. Tejani et al., Radiology: Artificial Intelligence 2024) and TRIPOD+AI (G. S.
 Collins et al., BMJ 2024). Their items stand shortly, in our own words, in `checklists.yaml`, the BibTeX of
 what is cited in `references.bib`. Every figure is read from the run folder; nothing is claimed that is not
-there.
+there. Of a cross-validation the figures are those of all folds' predictions together.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from cervicyte import __version__
 from cervicyte.datasets.classes import CITATIONS, grouping_of
 from cervicyte.errors import RunFolderError, UsageError
+from cervicyte.evaluation.cross_validation import POOLED_NAME, SUMMARY_NAME
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.model_card import TERMS
-from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES
-from cervicyte.evaluation.run import METRICS_NAME, NOT_PATIENTS, read_metrics
+from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES, figures_of
+from cervicyte.evaluation.run import NOT_PATIENTS, read_metrics
+from cervicyte.evaluation.tables import FIRST_COLUMNS, PREDICTIONS_NAME, evaluate_predictions
+from cervicyte.metrics import DRAWS
 from cervicyte.network.model_file import Metadata, load_model_file
+from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 from cervicyte.training.loop import MODEL_NAME
 from cervicyte.training.recipe import Recipe
@@ -91,7 +97,7 @@ def write_checklist(run: Path, name: str, out: Path | None = None, *, force: boo
     """Write the draft for a paper, Markdown, and return where it lies.
 
     Args:
-        run: a run folder of `train`, `evaluate` or `probe`.
+        run: a run folder of `train`, `evaluate` or `probe`, or the folder of a `cross-validate`.
         name: of the checklist, see `read_checklists`.
         out: the file; None is `RUN/checklist_NAME.md`.
         force: replace a draft that is there, which its author may have gone on with.
@@ -103,7 +109,7 @@ def write_checklist(run: Path, name: str, out: Path | None = None, *, force: boo
     checklists = read_checklists()
     if name not in checklists:
         raise UsageError(f"There is no checklist {name!r}; choose one of {', '.join(checklists)}.")
-    metrics = _metrics_of(run)
+    metrics = pooled_metrics(run) if (run / SUMMARY_NAME).is_file() else read_metrics(run)
     path = out or run / f"checklist_{name}.md"
     if path.exists() and not force:
         raise RunFolderError(
@@ -120,7 +126,7 @@ def draft(metrics: Mapping[str, Any], checklist: Checklist, carried: Mapping[str
     """Return the draft as Markdown: what is known, what is open, a methods paragraph, BibTeX.
 
     Args:
-        metrics: content of `metrics.json`.
+        metrics: content of `metrics.json`, or `pooled_metrics`.
         checklist: one of `read_checklists`.
         carried: the metadata of the run's model file, if it is there.
     """
@@ -179,6 +185,57 @@ def draft(metrics: Mapping[str, Any], checklist: Checklist, carried: Mapping[str
     return "\n".join(lines)
 
 
+def pooled_metrics(folder: Path, draws: int = DRAWS) -> dict[str, Any]:
+    """Return the figures of a finished cross-validation in the form of a run's `metrics.json`.
+
+    Predictions of all folds and seeds are taken together, as in its `cross_validation.json`, whose accuracy
+    they have; intervals are of the same bootstrap over groups. `context.cross_validation` says what the folds
+    were.
+
+    Args:
+        folder: holds `cross_validation.json` and the pooled `predictions.csv`.
+        draws: of the bootstrap over groups.
+
+    Raises:
+        RunFolderError: one of them is missing or damaged.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        pooled = pd.read_csv(
+            folder / POOLED_NAME, keep_default_na=False, dtype=dict.fromkeys(FIRST_COLUMNS[:4], str)
+        )
+        stated, recipe, names = summary["context"], summary["recipe"], summary["class_names"]
+        keys = ("folds", "seeds", "by")
+        folds = {key: stated[key] for key in keys} | {
+            key: summary[key] for key in ("figures", "fold_accuracy")
+        }
+        context = {**stated, "cross_validation": folds}
+        cells, groups, origin = summary["cells"], summary["groups"], summary["provenance"]
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{error.filename}: no such file; finish the cross-validation, or put {POOLED_NAME} beside "
+            f"{SUMMARY_NAME}."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{folder}: {SUMMARY_NAME} or {POOLED_NAME} is damaged; call cross-validate anew."
+        ) from error
+    if recipe is not None:
+        context["recipe"] = recipe
+    if recipe is not None and Recipe.model_validate(recipe).classifier == "gradient":
+        network = CBAMResNet50(len(names), recipe["placement"])
+        context["model"] = {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "placement": recipe["placement"],
+            "backbone": {"source": stated["model"]["backbone"]},
+            "image_size": stated["model"]["image_size"],
+        }
+        if parent := stated["model"].get("started_from"):
+            context["model"]["started_from"] = {"file": parent}
+    figures = figures_of(evaluate_predictions(pooled, names, draws), None, context)
+    return {**figures, "cells": cells, "groups": groups, "provenance": origin}
+
+
 # --- what a run knows ----------------------------------------------------------------------------
 
 
@@ -186,11 +243,13 @@ def facts_of_run(metrics: Mapping[str, Any], carried: Mapping[str, Any] | None =
     """Return name -> sentences, of all that a run folder knows; what it does not know is not there.
 
     Args:
-        metrics: content of `metrics.json`.
+        metrics: content of `metrics.json`, or `pooled_metrics`.
         carried: the metadata of its model file, if it is there.
     """
     context = metrics["context"]
     classes = metrics["class_names"]
+    folds = context.get("cross_validation")
+    seeds = len(folds["seeds"]) if folds else 1  # each of which tested every cell
     facts = {
         "intended_use": "Research on single cells, each in an image of its own; not slides, not patients, no "
         "diagnosis and no screening.",
@@ -207,30 +266,28 @@ def facts_of_run(metrics: Mapping[str, Any], carried: Mapping[str, Any] | None =
         "performance": _performance(metrics),
         "per_class": _per_class(metrics),
         "test_classes": "Tested cells: "
-        + ", ".join(f"{name} {one['support']:,}" for name, one in metrics["per_class"].items())
+        + ", ".join(f"{name} {one['support'] // seeds:,}" for name, one in metrics["per_class"].items())
         + ".",
         "failures": _failures(metrics),
         "limitations": " ".join(context.get("caveats") or [NOT_PATIENTS]),
         "software": _software(metrics["provenance"]),
-        "protocol": f"`{context.get('command')}`; every setting stands in `recipe.yaml` and `split.csv` "
-        f"of the "
-        "run folder."
-        if context.get("command")
-        else "Every setting stands in `recipe.yaml` and `split.csv` of the run folder.",
+        "protocol": _protocol(context, "each fold's folder" if folds else "the run folder"),
         "availability": f"Code: Cervicyte {__version__}, Apache-2.0, {REPOSITORY}, commit "
         f"`{metrics['provenance'].get('commit', 'unknown')}`; predictions of every tested cell: "
-        "`test_predictions.csv`.",
+        f"`{POOLED_NAME if folds else PREDICTIONS_NAME}`.",
         "output": "A probability for each class, which sum to 1; the class called is the one with the "
         "highest, "
         "without any other threshold.",
     }
     facts |= _facts_of_data(metrics)
-    facts |= _facts_of_split(metrics)
+    facts |= _facts_of_folds(metrics) if folds else _facts_of_split(metrics)
     facts |= _facts_of_model(context)
     if recipe := _recipe_of(context):
         facts |= _facts_of_recipe(recipe, metrics)
+        if recipe.classifier == "logistic":
+            facts |= _facts_of_logistic(recipe)
     if (abnormal := metrics.get("roll_up", {}).get("abnormal")) is not None:
-        facts["diagnostic"] = _diagnostic(abnormal)
+        facts["diagnostic"] = _diagnostic(abnormal, seeds)
     if carried is not None:
         facts["calibration"] = _calibration(Metadata.model_validate(carried))
     return facts
@@ -289,6 +346,41 @@ def _facts_of_split(metrics: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
+def _facts_of_folds(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the folds of a cross-validation say of data, partitions and calibration."""
+    context = metrics["context"]
+    folds, figures = context["cross_validation"], context["cross_validation"]["figures"]
+    seeds = ", ".join(map(str, folds["seeds"]))
+    times = "once" if len(folds["seeds"]) == 1 else f"once with each of {len(folds['seeds'])} seeds ({seeds})"
+    shares = [one["accuracy"] for one in folds["fold_accuracy"]]
+    after, before = "expected_calibration_error_after", "expected_calibration_error_before"
+    facts = {
+        "counts": f"{metrics['cells']:,} cells in {metrics['groups']:,} groups, each tested {times}.",
+        "partition": f"At random, by {folds['by']}, stratified by class, into {folds['folds']} folds (seed "
+        f"{seeds}). Each fold was the test part once; about an eighth of the rest was the validation part. "
+        "Split files: `split.csv` in each fold's folder.",
+        "disjoint": context.get("leak")
+        or "No group of cells, all that is known to show the same place on the glass, stands in two parts. "
+        + NOT_PATIENTS,
+        "internal_test": "Every cell was tested by a model in whose training neither it nor a cell of its "
+        f"{folds['by']} took part. Accuracy of single folds: {min(shares):.1%} to {max(shares):.1%}. Test "
+        f"parts were opened: {context['test_parts_opened']}.",
+        "external_test": "None in this run: all its cells are of one data set.",
+    }
+    if figures[after]["value"] is not None:
+        facts["calibration"] = (
+            "Probabilities are calibrated by one temperature, for each fold fitted on the predictions of the "
+            f"other folds; calibration error before {interval_text(figures[before], before)}, after "
+            f"{interval_text(figures[after], after)}. No class is called otherwise for it."
+        )
+    return facts
+
+
+def _protocol(context: Mapping[str, Any], where: str) -> str:
+    settings = f"every setting stands in `recipe.yaml` and `split.csv` of {where}."
+    return f"`{context['command']}`; {settings}" if context.get("command") else _sentence(settings)
+
+
 def _facts_of_model(context: Mapping[str, Any]) -> dict[str, str]:
     model = context.get("model") or {}
     if "kind" in model:  # of the linear probe
@@ -308,14 +400,18 @@ def _facts_of_model(context: Mapping[str, Any]) -> dict[str, str]:
         "model": f"ResNet-50 with {attention}, average pooling and one linear layer; "
         f"{model.get('parameters', 0):,} parameters; input {model.get('image_size')} x "
         f"{model.get('image_size')} pixels, RGB.",
-        "ensembling": "None: one network.",
-        "prediction": f"By the model file, weights SHA-256 `{str(model.get('weights_sha256'))[:16]}…`: "
+        "ensembling": "None: one network"
+        + (", that of its fold, answered for each cell." if context.get("cross_validation") else "."),
+        "prediction": f"By the model file{_hash_of_weights(model)}: "
         "`cervicyte predict IMAGES --model MODEL`, or `cervicyte.load_model(MODEL).predict(images)`.",
         "poor_input": "The program refuses files that it cannot read. A model that carries what its training "
         "cells are like says of an image that it is unlike them; what it misses stands in "
         "docs/unlike_training.md.",
     }
-    if backbone := model.get("backbone"):
+    if parent := model.get("started_from"):
+        trained = f", which was trained on {parent['data']}" if parent.get("data") else ""
+        facts["initialisation"] = f"From another model's weights, `{parent['file']}`{trained}."
+    elif backbone := model.get("backbone"):
         first = "at random" if backbone["source"] == "none" else f"from `{Path(backbone['source']).name}`"
         digest = f", SHA-256 `{backbone['sha256'][:16]}…`" if backbone.get("sha256") else ""
         facts["initialisation"] = (
@@ -324,11 +420,28 @@ def _facts_of_model(context: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
+def _hash_of_weights(model: Mapping[str, Any]) -> str:
+    stated = model.get("weights_sha256")
+    return f", weights SHA-256 `{stated[:16]}…`" if stated else " of each fold"
+
+
+def _facts_of_logistic(recipe: Recipe) -> dict[str, str]:
+    """Return what is otherwise where a network keeps its weights and only a classifier was fitted."""
+    return {
+        "training": "The network kept its weights. Its classifier was fitted to the training cells by "
+        "logistic regression on what the network sees; how strongly it is held back, inner folds decided; "
+        f"seed {recipe.seed}.",
+        "augmentation": "None: each image was seen as it is.",
+        "selection": "None: there is one fit and no epochs.",
+    }
+
+
 def _facts_of_recipe(recipe: Recipe, metrics: Mapping[str, Any]) -> dict[str, str]:
     seen, changed = recipe.preprocessing, recipe.augmentation
     steps = [name for name in ("denoise", "clahe", "white_point") if getattr(seen, name)]
     scale = "its longer side filling it" if seen.scale == "fit" else "all at one scale"
     kept = metrics.get("training", {}).get("kept_epoch") or metrics["context"]["model"].get("epoch")
+    epoch = f"epoch {kept}" if kept else "one epoch of each fold"
     values = ", ".join(
         f"{name.replace('_', ' ')}{'' if value is True else f' {value:g}'}"
         for name, value in changed.model_dump().items()
@@ -364,7 +477,7 @@ def _facts_of_recipe(recipe: Recipe, metrics: Mapping[str, Any]) -> dict[str, st
         f"{recipe.layer_decay:g} from each stage to the one before, weight decay {recipe.weight_decay:g}; "
         f"{losses[recipe.loss]}; gradients cut at norm {recipe.gradient_clip_norm:g}; "
         f"{recipe.frozen_stages} frozen stage(s); {averages[recipe.averaging]}; seed {recipe.seed}.",
-        "selection": f"The weights of epoch {kept} were kept: "
+        "selection": f"The weights of {epoch} were kept: "
         + (
             "the one with the highest validation accuracy."
             if recipe.keep == "best"
@@ -418,7 +531,10 @@ def _performance(metrics: Mapping[str, Any]) -> str:
         for name, figure in metrics["overall"].items()
         if name in OVERALL_TITLES
     ]
-    return f"On {metrics['cells']:,} cells in {metrics['groups']:,} groups: {'; '.join(said)}."
+    folds = metrics["context"].get("cross_validation")
+    spread = folds["figures"]["accuracy"]["standard_deviation_over_seeds"] if folds else None
+    over_seeds = "" if spread is None else f" Standard deviation of the accuracy over seeds: {spread:.2%}."
+    return f"On {metrics['cells']:,} cells in {metrics['groups']:,} groups: {'; '.join(said)}.{over_seeds}"
 
 
 def _per_class(metrics: Mapping[str, Any]) -> str:
@@ -430,12 +546,16 @@ def _per_class(metrics: Mapping[str, Any]) -> str:
     return f"{'; '.join(said)}."
 
 
-def _diagnostic(abnormal: Mapping[str, Any]) -> str:
+def _diagnostic(abnormal: Mapping[str, Any], seeds: int) -> str:
     called, missed = abnormal["called_abnormal"], abnormal["called_normal"]
     return (
-        f"Of {called['of']:,} cells of abnormal classes {called['count']:,} were called abnormal, "
-        f"{_figure(called)}, and {missed['count']:,} normal, {_figure(missed)}."
+        f"Of {called['of']:,} {_tests('cells of abnormal classes', seeds)} {called['count']:,} were called "
+        f"abnormal, {_figure(called)}, and {missed['count']:,} normal, {_figure(missed)}."
     )
+
+
+def _tests(what: str, seeds: int) -> str:
+    return what if seeds == 1 else f"tests of {what} ({seeds} seeds)"
 
 
 def _failures(metrics: Mapping[str, Any]) -> str:
@@ -450,8 +570,9 @@ def _failures(metrics: Mapping[str, Any]) -> str:
         return "No cell was called wrongly."
     most = sorted(wrong, key=lambda one: (-one[0], one[1:]))[:3]
     said = ", ".join(f"{true} called {called} {count:,}" for count, true, called in most)
-    count = sum(count for count, _, _ in wrong)
-    return f"{count:,} of {metrics['cells']:,} cells were called wrongly; most: {said}."
+    count, tests = sum(count for count, _, _ in wrong), sum(map(sum, metrics["confusion_matrix"]))
+    what = _tests("cells", tests // metrics["cells"])
+    return f"{count:,} of {tests:,} {what} were called wrongly; most: {said}."
 
 
 def _software(origin: Mapping[str, Any]) -> str:
@@ -539,12 +660,3 @@ def references() -> dict[str, str]:
         for entry in re.split(r"\n(?=@)", text)
         if entry.strip()
     }
-
-
-def _metrics_of(run: Path) -> dict[str, Any]:
-    if not (run / METRICS_NAME).is_file() and (run / "cross_validation.json").is_file():
-        raise RunFolderError(
-            f"{run}: is a cross-validation; name the run folder of one of its folds, such as "
-            f"{run / 'seed_0' / 'fold_0'}."
-        )
-    return read_metrics(run)
