@@ -7,6 +7,8 @@ BIN := .venv/bin
 SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
+# Of a processor for an hour, assumed, for the cost of a million cells.
+PRICES ?= 0.02,0.05,0.10
 
 .PHONY: help setup demo test lint types test-full lowest wheel docs notebooks sipakmed herlev probe-folds optimism optimism-finetuned inspection \
   twins leakage ablation folds folds-by-cell fold-figures programme release learning-curve drawn-cells audit benchmark clean
@@ -38,7 +40,7 @@ types: setup
 	$(BIN)/mypy
 
 test-full: setup ## the long tests: browser, interrupted runs, demo, wheel, and the lowest versions
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser,docs,ray]'
 	$(BIN)/python -m pytest -q -m full
 	$(MAKE) lowest
 
@@ -167,6 +169,10 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
 	$(BIN)/python benchmarks/inference_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/inference_speed.json
 	$(BIN)/python benchmarks/inference_memory.py --out benchmarks/results/inference_memory.json
+	$(BIN)/python benchmarks/predict_all.py $(SHARED)/data/sipakmed $(SHARED)/data/herlev \
+	  --out benchmarks/results/predict_all.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray]'
+	$(BIN)/python benchmarks/ray_speed.py $(SHARED)/data/sipakmed --price $(PRICES) --out benchmarks/results/ray_speed.json
 	test ! -d $(RUNS)/folds/seed_0 || $(BIN)/python benchmarks/precision_loss.py $(RUNS)/folds/seed_0 --data $(SHARED)/data/sipakmed \
 	  --out benchmarks/results/precision_loss.json
 	$(BIN)/python benchmarks/benchmarks_page.py

@@ -14,10 +14,22 @@ from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 COMMAND = "python benchmarks/benchmarks_page.py"
+RAY_COMMAND = (
+    "python benchmarks/ray_speed.py ../shared/data/sipakmed --price 0.02,0.05,0.10 "
+    "--out benchmarks/results/ray_speed.json"
+)
+ALL_COMMAND = (
+    "python benchmarks/predict_all.py ../shared/data/sipakmed ../shared/data/herlev "
+    "--out benchmarks/results/predict_all.json"
+)
 
 
 def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_if_there(name: str) -> dict[str, Any] | None:
+    return read(name) if (RESULTS / f"{name}.json").is_file() else None
 
 
 def origin(content: dict[str, Any]) -> str:
@@ -281,6 +293,89 @@ def inference_lines(speed: dict[str, Any], memory: dict[str, Any], loss: dict[st
     ]
 
 
+def engine_name(engine: dict[str, Any]) -> str:
+    return f"{engine['name']} {engine['version']}, {engine['precision']}"
+
+
+def all_cells_lines(found: dict[str, Any] | None) -> list[str]:
+    lines = ["## All cells at hand, as a user would", ""]
+    if found is None:
+        return [*lines, f"**Not run**: `{ALL_COMMAND}`.", ""]
+    lines += [
+        f"`{found['user_command']}` makes {found['rows']:,} rows in {found['seconds']:,.0f} s from shell to "
+        f"table, {found['images_per_second']:.1f} images a second, with {engine_name(found['engine'])}; "
+        f"status {found['status']}; load of the machine when it began {found['load_average_1_min']}.",
+        "",
+    ]
+    verdicts = sorted({verdict for folder in found["folders"] for verdict in folder["verdicts"]})
+    lines += [
+        f"| cells of | rows | {' | '.join(verdicts)} | errors |",
+        "| --- | ---: |" + " ---: |" * (len(verdicts) + 1),
+    ]
+    for folder in found["folders"]:
+        read = folder["rows"] - folder["errors"]
+        shares = (f"{folder['verdicts'].get(verdict, 0) / max(1, read):.1%}" for verdict in verdicts)
+        lines.append(
+            f"| {folder['folder']} | {folder['rows']:,} | {' | '.join(shares)} | {folder['errors']} |"
+        )
+    return [
+        *lines,
+        "",
+        "The model that ships was trained on the cells of SIPaKMeD, so that nothing of its accuracy can be "
+        "read from them here; how good it is on cells that it has not seen stands in the "
+        "[results](results/README.md). Herlev's cells are another laboratory's, see "
+        "[other laboratories](elsewhere.md).",
+        "",
+        origin(found),
+        "",
+    ]
+
+
+def scale_lines(found: dict[str, Any] | None) -> list[str]:
+    lines = ["## Scale", ""]
+    if found is None:
+        return [*lines, f"**Not run**: `{RAY_COMMAND}`.", ""]
+    rates, share, first = found["images_per_second"], found["share_of_one_process"], found["ray_first_rows_s"]
+    rows, ray = found["rows"], found["ray"]
+    lines += [
+        f"{found['images']:,} cells, {engine_name(found['engine'])}, {found['cores']} processors, in turns; "
+        f"median of {found['rounds']} rounds [lowest, highest]; load of the machine when this began "
+        f"{found['load_average_1_min']}. Ray {ray['version']} on this one machine, workers with "
+        f"{ray['threads_per_worker']} thread each, against one process with all threads.",
+        "",
+        "| | images a second, from the first rows on |",
+        "| --- | ---: |",
+    ]
+    for key, title in (("here", "one process"), ("ray", "workers on Ray")):
+        rate = rates[key]
+        lines.append(f"| {title} | {rate['median']:.1f} [{rate['min']:.1f}, {rate['max']:.1f}] |")
+    lines += [
+        "",
+        f"Ray's rate is {share['median']:.0%} [{share['min']:.0%}, {share['max']:.0%}] of one process'. "
+        f"Its first rows come after {first['median']:.0f} s [{first['min']:.0f}, {first['max']:.0f}], as it "
+        "begins and the workers load the model. With the numbers of threads that differ, "
+        f"{rows['rows_that_differ']} rows differ in a digit, {rows['classes_that_differ']} in the class; no "
+        f"probability by more than {rows['largest_difference_of_a_probability']:g}.",
+        "",
+        f"A million cells take {found['core_hours_of_a_million']:.1f} hours of a processor at Ray's rate. "
+        "What they cost, if a processor costs so much an hour (assumed, in any currency; without storage, "
+        "transfer and machines that wait):",
+        "",
+        "| a processor for an hour | a million cells |",
+        "| ---: | ---: |",
+    ]
+    lines += [f"| {one['price']:.3f} | {one['cost']:.2f} |" for one in found["cost_of_a_million"]]
+    return [
+        *lines,
+        "",
+        "Several machines and GPUs under Ray: **not run**, since none was at hand; see "
+        "[from a laptop to a cluster](scale.md).",
+        "",
+        origin(found),
+        "",
+    ]
+
+
 def largest_difference(content: dict[str, Any]) -> float:
     return max(content[path]["largest_difference_of_a_probability"] for path in ("predict", "explain"))
 
@@ -298,6 +393,8 @@ def page() -> str:
         *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
         *explanation_lines(read("explanation_speed")),
         *inference_lines(read("inference_speed"), read("inference_memory"), read("precision_loss")),
+        *all_cells_lines(read_if_there("predict_all")),
+        *scale_lines(read_if_there("ray_speed")),
         *training_lines(read("training_speed")),
         *serving_lines(read("serving_load")),
     ]

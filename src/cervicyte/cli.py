@@ -581,19 +581,40 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Images, folders, zip archives, patterns, @FILE with a name a line, or - for such lines on "
-            "standard input.",
+            help="Images, folders, zip archives, patterns, @FILE with a name a line or in Parquet in the "
+            "column `path`, URIs of an object store, or - for names on standard input.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The table, .csv or .parquet.")] = Path("predictions.csv"),
     model: Annotated[Path | None, typer.Option(help="Another model than the one that ships.")] = None,
     engine: Annotated[
-        Literal["auto", "torch", "onnx", "openvino"],
-        typer.Option(help="What computes; auto: the fastest that is installed and right."),
+        Literal["auto", "torch", "onnx", "openvino", "ray"],
+        typer.Option(
+            help="What computes; auto: the fastest that is installed and right; ray: many processes or "
+            "machines, see docs/scale.md."
+        ),
     ] = "torch",
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of its multiplications; bfloat16 is faster.")
     ] = "float32",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster; without one, that of $RAY_ADDRESS, or this machine.", show_default=False
+        ),
+    ] = None,
+    ray_engine: Annotated[
+        Literal["auto", "torch", "onnx", "openvino"] | None,
+        typer.Option(help="What computes in each worker. Default: torch.", show_default=False),
+    ] = None,
+    ray_threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processors a worker takes; there are as many workers as that leaves room for. Default: 1.",
+            show_default=False,
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Classify images into a table; an interrupted one is gone on with. Status 1 if some cannot be read."""
@@ -601,9 +622,23 @@ def predict(
     from cervicyte.inference.predict import predict
     from cervicyte.progress import TerminalProgress
 
-    classifier = Classifier.from_file(_model_file(model), engine=engine, precision=precision)
+    file = _model_file(model)
+    workers = None
+    if engine == "ray":
+        from cervicyte.inference.on_ray import RayWorkers
+
+        workers = RayWorkers(file, ray_address, ray_threads or 1)
+        engine = ray_engine or "torch"
+    elif (ray_address, ray_engine, ray_threads) != (None, None, None):
+        raise UsageError(f"--ray-… is for --engine ray alone, not for {engine}; leave it out.")
     outcome = predict(
-        classifier, images, out, force=force, command=_command_line(), progress=TerminalProgress()
+        Classifier.from_file(file, engine=engine, precision=precision),
+        images,
+        out,
+        force=force,
+        command=_command_line(),
+        progress=TerminalProgress(),
+        workers=workers,
     )
     for note in outcome.notes:
         typer.echo(f"Note: {note}", err=True)

@@ -61,6 +61,10 @@ class RunFolderError(CervicyteError):
     """A run folder is already in use, finished, or lacks what a command needs."""
 
 
+class WorkersError(CervicyteError):
+    """The workers of another program are not there, or could not go on."""
+
+
 class ReadingLogError(CervicyteError):
     """A reading log is missing, damaged, of another program, or cannot be written."""
 

@@ -4,13 +4,14 @@ While the network has one batch, the next are read and the rows of the last are 
 for another for longer than it must.
 
 Rows are appended to a neighbour of the table, `.NAME.partial.csv`, whose last line may be half written when
-the machine stops: what follows the last line's end is thrown away, and the images of the lines before it are
-not asked again.
+the machine stops: what follows the last whole batch is thrown away, and the images of the lines before it are
+not asked again. Batches so have the same images whatever interrupts, and rows the same last digit.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,11 +19,11 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,8 @@ ERROR = "error"
 VERDICT = -2  # its place in a row
 MANY_UNLIKE = 0.2  # of the images; of the training laboratory's own, 0.02 are
 
+Rows = Generator[list[list[str]]]  # some of a table's rows at a time; closed, it ends what it began
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -68,6 +71,16 @@ class Prepared:
     error: str
     inputs: np.ndarray | None = None
     statistics: np.ndarray | None = None
+
+
+class Workers(Protocol):
+    """Whatever makes rows of images elsewhere than in this process, see `on_ray`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is recorded of them beside the table."""
+
+    def rows(self, classifier: Classifier, sources: Iterator[Source]) -> Rows:
+        """Yield the rows of images, a few at a time: those of `rows_here`, in its order, from its batches."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ def predict(
     force: bool = False,
     command: str | None = None,
     progress: Progress = SILENT,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Classify images into a table, one row an image, and write beside it where it comes from.
 
@@ -105,10 +119,12 @@ def predict(
         force: replace a table that is there.
         command: the command line, recorded beside the table.
         progress: is told of every batch.
+        workers: who answer in the classifier's stead, with its model and engine; None is this process.
 
     Raises:
         UsageError: a name leads to nothing, `out` ends otherwise, or there is a table and no `force`.
         RunFolderError: an interrupted table there is of other images or of another model.
+        WorkersError: the workers are not there, or none is left.
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
@@ -121,14 +137,10 @@ def predict(
     about = {"model": weights_hash(classifier.model.network), "engine": engine, "names": names}
     done, verdicts = _done(partial, about, header_of(classifier), sources_of(names))
     progress.start("Classifying", total, done=done)
-    with (
-        ThreadPoolExecutor(READING_THREADS) as threads,
-        ThreadPoolExecutor(1) as network,
-        open(partial, "a", encoding="utf-8", newline="") as file,
-    ):
-        remaining = itertools.islice(sources_of(names), done, None)
-        for batch, output in _computed(classifier, _prepared(classifier, remaining, threads), network):
-            rows = list(_rows(classifier, batch, output))
+    remaining = itertools.islice(sources_of(names), done, None)
+    answers = rows_here(classifier, remaining) if workers is None else workers.rows(classifier, remaining)
+    with contextlib.closing(answers), open(partial, "a", encoding="utf-8", newline="") as file:
+        for rows in answers:
             _append(file, rows)
             verdicts.update(row[VERDICT] for row in rows)
             progress.advance(len(rows))
@@ -147,6 +159,7 @@ def predict(
         "verdicts": dict(verdicts),
         "weights_sha256": about["model"],
         "engine": engine,
+        **({} if workers is None else workers.describe()),
     }
     notes = (*classifier.answerer.notes, *_notes_on(verdicts))
     write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": list(notes)})
@@ -171,6 +184,23 @@ def _notes_on(verdicts: Counter[str]) -> Iterator[str]:
 def header_of(classifier: Classifier) -> list[str]:
     """Return the names of a table's columns."""
     return [*FIRST_COLUMNS, *(f"p_{name}" for name in classifier.class_names), *LAST_COLUMNS]
+
+
+def rows_here(classifier: Classifier, sources: Iterator[Source]) -> Rows:
+    """Yield the rows of images, a batch at a time, in order, made in this process."""
+    with ThreadPoolExecutor(READING_THREADS) as threads, ThreadPoolExecutor(1) as network:
+        for batch, output in _computed(classifier, _prepared(classifier, sources, threads), network):
+            yield list(_rows(classifier, batch, output))
+
+
+def rows_of_batch(
+    classifier: Classifier, sources: Sequence[Source], threads: ThreadPoolExecutor
+) -> list[list[str]]:
+    """Return the rows of at most `BATCH` images, read in threads."""
+    batch = list(threads.map(lambda source: _prepare(classifier, source), sources))
+    inputs = [one.inputs for one in batch if one.inputs is not None]
+    output = classifier.engine.run(np.concatenate(inputs)) if inputs else None
+    return list(_rows(classifier, batch, output))
 
 
 def _prepared(
@@ -297,37 +327,34 @@ def _done(
             f"{partial}: is of other images, or of another model or engine; delete it to start anew, or "
             "choose another name with --out."
         )
-    _cut_half_a_line(partial)
     rows, verdicts = 0, Counter[str]()
-    with open(partial, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        if next(reader, None) != header:
+    with open(partial, "rb+") as file:
+        lines = iter(file.readline, b"")
+        if _row(next(lines, b"")) != header:
             raise RunFolderError(f"{partial}: is damaged; delete it to start anew.")
-        for row in reader:
+        whole, end = 0, file.tell()
+        begun_batch = Counter[str]()
+        for row in map(_row, lines):
+            if row is None:
+                break
             source = next(sources, None)
             if source is None or len(row) != len(header) or row[0] != source.name:
                 raise RunFolderError(
                     f"{partial}: its rows are not of the images that are there now; delete it to start anew."
                 )
             rows += 1
-            verdicts[row[VERDICT]] += 1
-    return rows, verdicts
+            begun_batch[row[VERDICT]] += 1
+            if rows % BATCH == 0:
+                verdicts += begun_batch
+                begun_batch.clear()
+                whole, end = rows, file.tell()
+        file.truncate(end)
+    return whole, verdicts
 
 
-def _cut_half_a_line(partial: Path) -> None:
-    """Throw away what follows the end of the last whole line."""
-    with open(partial, "rb+") as file:
-        file.seek(0, os.SEEK_END)
-        end = file.tell()
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                file.truncate(start + found + 1)
-                return
-            end = start
-        file.truncate(0)
+def _row(line: bytes) -> list[str] | None:
+    """Return what stands in a line of a table; None if it has no end, as a power cut leaves the last one."""
+    return next(csv.reader([line.decode("utf-8")])) if line.endswith(b"\n") else None
 
 
 def _to_parquet(table: Path, out: Path, header: Sequence[str]) -> None:

@@ -1,25 +1,33 @@
 """Where the images to be classified come from: files, folders, patterns, lists, standard input, zip archives.
 
-Images are named and read one after another, so that a million of them take no more memory than ten.
+Each of them may lie on this machine or, by its URI, in an object store. Images are named and read one after
+another, so that a million of them take no more memory than ten.
 """
 
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from cervicyte.errors import UsageError
 from cervicyte.images.reader import IMAGE_SUFFIXES
+from cervicyte.inference.object_store import files_below, is_folder, is_uri, open_file, size_of
 
 LARGEST_FILE = 1 << 30  # bytes; a larger one is not read
 LIST_PREFIX = "@"
 STANDARD_INPUT = "-"
+PARQUET = ".parquet"
+PATH_COLUMN = "path"  # of a list in Parquet, as in the tables that `predict` writes
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,13 @@ class Source:
     """One image: its name in the table, and where its bytes lie.
 
     Attributes:
-        name: the path as given or, in an archive, `archive.zip/member`.
-        path: of the file or of the archive.
+        name: the path or URI as given or, in an archive, `archive.zip/member`.
+        location: path or URI of the file or of the archive.
         member: in the archive; None for a file.
     """
 
     name: str
-    path: Path
+    location: str
     member: str | None = None
 
     def read(self, largest: int = LARGEST_FILE) -> bytes:
@@ -47,12 +55,17 @@ class Source:
             ValueError: it is larger than `largest`, or the archive is damaged.
         """
         if self.member is None:
-            if self.path.stat().st_size > largest:
+            if size_of(self.location) > largest:
                 raise ValueError(f"is larger than {largest >> 20:,} MB")
-            return self.path.read_bytes()
+            with open_file(self.location) as file:
+                return file.read()
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                content = file.read(largest + 1)
+            with (
+                open_file(self.location) as whole,
+                zipfile.ZipFile(whole) as archive,
+                archive.open(self.member) as part,
+            ):
+                content = part.read(largest + 1)
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -72,8 +85,9 @@ def sources_of(names: Sequence[str]) -> Iterator[Source]:
 
     Args:
         names: of each, a file; a folder, with all below it that is called as an image is; a zip archive,
-            likewise; a pattern with `*`, `?` or `[`; `@FILE`, a list with a name a line; or `-`, such a list
-            on standard input.
+            likewise; a pattern with `*`, `?` or `[`; `@FILE`, a list with a name a line, or in Parquet with
+            the names in the column `path`; or `-`, a list on standard input. File, folder, archive and list
+            may be a URI, such as `s3://bucket/cells`.
 
     Raises:
         UsageError: nothing lies there; the text names it.
@@ -83,20 +97,36 @@ def sources_of(names: Sequence[str]) -> Iterator[Source]:
             for line in sys.stdin:
                 yield from _listed(line)
         elif name.startswith(LIST_PREFIX) and not Path(name).exists():
-            try:
-                with open(name[1:], encoding="utf-8") as lines:
-                    for line in lines:
-                        yield from _listed(line)
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"{name[1:]}: cannot be read as a list of names, one a line.") from error
+            yield from _of_list(name[1:])
+        elif is_uri(name):
+            yield from _of_uri(name)
         else:
             yield from _named(name)
+
+
+def _of_list(location: str) -> Iterator[Source]:
+    try:
+        with open_file(location) as file:
+            if location.lower().endswith(PARQUET):
+                table = pa.parquet.ParquetFile(file)
+                for batch in table.iter_batches(columns=[PATH_COLUMN]):
+                    for name in batch.column(PATH_COLUMN).cast(pa.string()).to_pylist():
+                        yield from _listed(name or "")
+            else:
+                for line in io.TextIOWrapper(file, encoding="utf-8"):
+                    yield from _listed(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{location}: cannot be read as a list of names, one a line.") from error
+    except (pa.ArrowException, KeyError) as error:
+        raise UsageError(
+            f"{location}: cannot be read as a list in Parquet with the names in a column `{PATH_COLUMN}`."
+        ) from error
 
 
 def _listed(line: str) -> Iterator[Source]:
     """Yield the image of a line. A missing file gets a row with its error, as a list may be long."""
     if name := line.rstrip("\r\n"):
-        yield Source(name, Path(name))
+        yield Source(name, name)
 
 
 def _named(name: str) -> Iterator[Source]:
@@ -104,7 +134,7 @@ def _named(name: str) -> Iterator[Source]:
     if path.is_dir():
         yield from _of_folder(path)
     elif path.is_file():
-        yield from _of_file(path)
+        yield from _of_file(path.as_posix())
     elif any(sign in name for sign in "*?["):
         found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # patterns may be absolute
         if not found:
@@ -115,36 +145,62 @@ def _named(name: str) -> Iterator[Source]:
         raise UsageError(f"{name}: no such file or folder; check the path.")
 
 
+def _of_uri(uri: str) -> Iterator[Source]:
+    try:
+        if not is_folder(uri):
+            yield from _of_file(uri)
+            return
+        found = False
+        for one in files_below(uri):
+            if _is_called_so(PurePath(one).name):
+                found = True
+                yield Source(one, one)
+    except (OSError, ValueError) as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise UsageError(f"{uri}: cannot be read ({reason}); check the URI, and the keys to it.") from error
+    if not found:
+        raise _no_images(uri)
+
+
 def _of_folder(folder: Path) -> Iterator[Source]:
     found = False
     for root, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith("."):
+            if _is_called_so(file):
                 found = True
-                path = Path(root) / file
-                yield Source(path.as_posix(), path)
+                path = (Path(root) / file).as_posix()
+                yield Source(path, path)
     if not found:
-        raise UsageError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise _no_images(str(folder))
 
 
-def _of_file(path: Path) -> Iterator[Source]:
-    if path.suffix.lower() != ".zip":
-        yield Source(path.as_posix(), path)
+def _of_file(location: str) -> Iterator[Source]:
+    if not location.lower().endswith(".zip"):
+        yield Source(location, location)
         return
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(location) as file, zipfile.ZipFile(file) as archive:
             members = sorted(name for name in archive.namelist() if _is_image(name))
     except (zipfile.BadZipFile, OSError) as error:
-        raise UsageError(f"{path}: is no zip archive, or damaged; pack it anew.") from error
+        raise UsageError(f"{location}: is no zip archive, or damaged; pack it anew.") from error
     if not members:
-        raise UsageError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise _no_images(location)
     for member in members:
-        yield Source(f"{path.as_posix()}/{member}", path, member)
+        yield Source(f"{location}/{member}", location, member)
+
+
+def _no_images(name: str) -> UsageError:
+    return UsageError(f"{name}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
 
 
 def _is_image(name: str) -> bool:
     """Return whether an archive's member is called as an image is, and is not a resource fork of a Mac's."""
-    parts = Path(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return not hidden and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    *folders, file = PurePath(name).parts
+    hidden = any(folder.startswith((".", "__MACOSX")) for folder in folders)
+    return not hidden and _is_called_so(file)
+
+
+def _is_called_so(file: str) -> bool:
+    """Return whether a file is called as an image is; one that begins with a dot is hidden."""
+    return PurePath(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
