@@ -14,6 +14,10 @@ from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 COMMAND = "python benchmarks/benchmarks_page.py"
+SPEED_COMMAND = (
+    "python benchmarks/inference_speed.py ../shared/data/sipakmed "
+    "--out benchmarks/results/inference_speed.json"
+)
 RAY_COMMAND = (
     "python benchmarks/ray_speed.py ../shared/data/sipakmed --price 0.02,0.05,0.10 "
     "--out benchmarks/results/ray_speed.json"
@@ -270,6 +274,7 @@ def inference_lines(speed: dict[str, Any], memory: dict[str, Any], loss: dict[st
         f"the load of the machine was {speed['load_average_1_min']}; above the number of cores it is other "
         "work, which lengthens times and spreads ratios.",
         "",
+        *gpu_lines(speed),
         f"What {loss['precision']} costs: of {loss['cells']:,} cells in groups that the networks of "
         f"{len(loss['folds'])} folds had not seen, {loss['accuracy']['float32']:.2%} are called rightly in "
         f"float32 and {loss['accuracy'][loss['precision']]:.2%} in {loss['precision']}, a loss of "
@@ -303,7 +308,8 @@ def all_cells_lines(found: dict[str, Any] | None) -> list[str]:
         return [*lines, f"**Not run**: `{ALL_COMMAND}`.", ""]
     lines += [
         f"`{found['user_command']}` makes {found['rows']:,} rows in {found['seconds']:,.0f} s from shell to "
-        f"table, {found['images_per_second']:.1f} images a second, with {engine_name(found['engine'])}; "
+        f"table, {found['images_per_second']:.1f} images a second, with {engine_name(found['engine'])}, on "
+        f"{found['threads']} threads; "
         f"status {found['status']}; load of the machine when it began {found['load_average_1_min']}.",
         "",
     ]
@@ -374,6 +380,30 @@ def scale_lines(found: dict[str, Any] | None) -> list[str]:
         origin(found),
         "",
     ]
+
+
+def gpu_lines(speed: dict[str, Any]) -> list[str]:
+    """Return what a GPU does, or that none was at hand."""
+    found = speed.get("gpu")
+    if not found:
+        return [
+            "On a GPU, batches of 256 with maps and without: **not run**, since no GPU was at hand; the goal "
+            "is at least 80% of the same network on a batch that lies on the GPU. Where there is one, "
+            f"`{SPEED_COMMAND}` measures it.",
+            "",
+        ]
+    lines = [
+        f"| {found[0]['device']}, batches of {found[0]['batch']} | images a second, resident | without maps "
+        "| with maps |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for one in found:
+        rates = one["images_per_second"]
+        cells = [f"{rates['resident']['median']:,.0f}"]
+        for name in ("without_maps", "with_maps"):
+            cells.append(f"{rates[name]['median']:,.0f} ({one[f'share_{name}']['median']:.0%})")
+        lines.append(f"| {one['engine']['precision']} | {' | '.join(cells)} |")
+    return [*lines, "", "The goal is at least 80%.", ""]
 
 
 def largest_difference(content: dict[str, Any]) -> float:

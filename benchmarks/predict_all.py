@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from cervicyte.inference.engines import thread_count
 from cervicyte.provenance import provenance, write_json
 
 
@@ -66,6 +67,7 @@ def main() -> None:
         "rows": len(table),
         "seconds": round(seconds, 1),
         "images_per_second": round(len(table) / seconds, 1),
+        "threads": thread_count(),
         "load_average_1_min": load,
         "engine": about["engine"],
         "weights_sha256": about["weights_sha256"],

@@ -61,7 +61,7 @@ def test_rows_that_are_lost_or_doubled_on_the_way_are_seen(numbers):
 
 def test_a_worker_of_another_version_is_refused():
     with pytest.raises(WorkersError, match=f"has Cervicyte {__version__}, and 0.0.7 is what asks"):
-        Worker(None, ".pth", "torch", "float32", 1, "0.0.7")
+        Worker(None, ".pth", "torch", "float32", 1, "", "0.0.7")
 
 
 def test_what_a_worker_says_reaches_the_user_as_one_sentence():

@@ -24,6 +24,7 @@ from cervicyte.inference import predict as predicting
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.predict import predict
 from cervicyte.inference.sources import sources_of
+from cervicyte.network import model_file
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import Progress
@@ -199,6 +200,28 @@ def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classif
     assert again.exit_code == 2
     assert "is there already" in again.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "model.pth", "out.csv", "out.json"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_the_weights_are_hashed_once_for_the_file_the_engine_and_the_table(
+    classifier, folder, tmp_path, monkeypatch, engine
+):
+    save_model(tmp_path / "model.pth", classifier.model)
+    monkeypatch.setenv("CERVICYTE_CACHE", str(tmp_path / "cache"))
+    hashed = []
+    right = model_file._hash_of
+
+    def counted(state):
+        hashed.append(len(state))
+        return right(state)
+
+    monkeypatch.setattr(model_file, "_hash_of", counted)
+    answerer = Classifier.from_file(tmp_path / "model.pth", "cpu", engine)
+    predict(answerer, [str(folder)], tmp_path / "out.csv")
+    weights = len(classifier.model.network.state_dict())
+    assert hashed.count(weights) == 1
+    about = json.loads((tmp_path / "out.json").read_text())
+    assert about["weights_sha256"] == right(classifier.model.network.state_dict())
 
 
 @pytest.mark.parametrize(("unlike", "said"), [(0, False), (2, False), (3, True)])

@@ -8,6 +8,7 @@ nothing can be written there, it is found anew each time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -56,7 +57,12 @@ class Trial:
     images_per_second: float
 
 
-def engine_for(model: ModelFile, name: str = "torch", precision: Precision = "float32") -> Engine:
+def engine_for(
+    model: ModelFile,
+    name: str = "torch",
+    precision: Precision = "float32",
+    weights_sha256: Callable[[], str] | None = None,
+) -> Engine:
     """Return the engine that answers for a model.
 
     Args:
@@ -64,6 +70,7 @@ def engine_for(model: ModelFile, name: str = "torch", precision: Precision = "fl
         name: of `ENGINES`, or `AUTO`: the fastest of those that are installed, have the precision and are
             right.
         precision: of `PRECISIONS`.
+        weights_sha256: gives `weights_hash` of the network, for whoever has it already.
 
     Raises:
         UsageError: there is no such engine or precision here, or the engine is wrong.
@@ -75,9 +82,10 @@ def engine_for(model: ModelFile, name: str = "torch", precision: Precision = "fl
     if (name, precision) == ("torch", "float32"):
         return TorchEngine(model)
     graph = _Graph(model)
+    digest = weights_sha256 or functools.cache(lambda: weights_hash(model.network))
     if name != AUTO:
         engine = _make(name, model, precision, graph)
-        if faults := _trial(engine, model).faults:
+        if faults := _trial(engine, model, digest()).faults:
             raise UsageError(
                 f"The engine {name} does not answer as the network does: {'; '.join(faults)}. Choose torch."
             )
@@ -90,7 +98,7 @@ def engine_for(model: ModelFile, name: str = "torch", precision: Precision = "fl
             engine = _make(kind.name, model, precision, graph)
         except UsageError:  # such as a processor without this precision, or no onnx
             continue
-        trial = _trial(engine, model)
+        trial = _trial(engine, model, digest())
         if not trial.faults and trial.images_per_second > most:
             best, most = engine, trial.images_per_second
     if best is None:
@@ -128,9 +136,9 @@ def _make(name: str, model: ModelFile, precision: Precision, graph: Callable[[],
 # --- the first use ---------------------------------------------------------------------------------
 
 
-def _trial(engine: Engine, model: ModelFile) -> Trial:
+def _trial(engine: Engine, model: ModelFile, weights_sha256: str) -> Trial:
     """Return what the engine's first use found, from the cache or now."""
-    about = _about(engine, model)
+    about = _about(engine, model, weights_sha256)
     path = cache_folder() / "engines" / f"{sha256_of_json(about)[:32]}.json"
     known = _read(path)
     if known is not None:
@@ -153,11 +161,11 @@ def _is(engine: Engine, reference: Engine) -> bool:
     return (engine.name, engine.precision) == (reference.name, reference.precision)
 
 
-def _about(engine: Engine, model: ModelFile) -> dict[str, Any]:
+def _about(engine: Engine, model: ModelFile, weights_sha256: str) -> dict[str, Any]:
     """Return everything that may change what a first use finds."""
     return {
         "engine": engine.describe(),
-        "weights_sha256": weights_hash(model.network),
+        "weights_sha256": weights_sha256,
         "preprocessing": model.preprocessing.fingerprint(),
         "device": str(next(model.network.parameters()).device),
         "cervicyte": __version__,

@@ -22,7 +22,7 @@ from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.images.statistics import image_statistics
 from cervicyte.inference.choice import engine_for
 from cervicyte.inference.engines import Precision
-from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 
 
 class Classifier:
@@ -41,10 +41,12 @@ class Classifier:
         device: str = "auto",
         engine: str = "torch",
         precision: Precision = "float32",
+        weights_sha256: str = "",
     ) -> None:
         """Move the network to a device as PyTorch names it; `auto` is a CUDA device if there is one.
 
-        `engine` and `precision` are those of `choice.engine_for`.
+        `engine` and `precision` are those of `choice.engine_for`; `weights_sha256` is `weights_hash` of the
+        network, where that is known.
 
         Raises:
             UsageError: there is no such device, engine or precision here, or the engine is wrong.
@@ -60,7 +62,8 @@ class Classifier:
         # An unknown name is a RuntimeError; a build of PyTorch without CUDA asserts.
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"There is no device {device!r} here; choose cpu or auto.") from error
-        self.engine = engine_for(model, engine, precision)
+        self._weights_sha256 = weights_sha256
+        self.engine = engine_for(model, engine, precision, lambda: self.weights_sha256)
 
     @classmethod
     def from_file(
@@ -76,7 +79,15 @@ class Classifier:
             ModelFileError: the file is missing, damaged, or no model.
             UsageError: there is no such device, engine or precision here, or the engine is wrong.
         """
-        return cls(load_model_file(path), device, engine, precision)
+        model = load_model_file(path)
+        return cls(model, device, engine, precision, model.sha256_as_read)
+
+    @property
+    def weights_sha256(self) -> str:
+        """See `weights_hash`; a classifier's weights stay as they are, so that they are hashed once."""
+        if not self._weights_sha256:
+            self._weights_sha256 = weights_hash(self.model.network)
+        return self._weights_sha256
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -93,6 +93,7 @@ class RayWorkers:
                 classifier.engine.name,
                 classifier.engine.precision,
                 self.threads,
+                classifier.weights_sha256,
                 __version__,
             )
             while names := list(itertools.islice(sources, AT_ONCE)):
@@ -249,7 +250,14 @@ class Worker:
     """A model in a process of Ray's, that answers batch by batch."""
 
     def __init__(
-        self, content: Any, suffix: str, engine: str, precision: Precision, threads: int, version: str
+        self,
+        content: Any,
+        suffix: str,
+        engine: str,
+        precision: Precision,
+        threads: int,
+        weights_sha256: str,
+        version: str,
     ) -> None:
         """Load a model.
 
@@ -258,10 +266,11 @@ class Worker:
             suffix: of that file.
             engine, precision: of `choice.engine_for`.
             threads: that the engine takes.
+            weights_sha256: see `Classifier.weights_sha256`, of whoever asks.
             version: of the program that asks.
 
         Raises:
-            WorkersError: another version of the program is installed here.
+            WorkersError: another version of the program is installed here, or the model's file was changed.
             UsageError, ModelFileError: see `Classifier.from_file`.
         """
         if version != __version__:
@@ -276,6 +285,8 @@ class Worker:
             file = Path(folder) / f"model{suffix}"
             file.write_bytes(ray.get(content))
             self._classifier = Classifier.from_file(file, engine=engine, precision=precision)
+        if self._classifier.weights_sha256 != weights_sha256:
+            raise WorkersError("the model's file was changed after it was read")
         if engine == "torch":
             import torch
 

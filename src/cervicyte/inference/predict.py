@@ -38,7 +38,6 @@ from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import Output
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, sources_of
-from cervicyte.network.model_file import weights_hash
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, write_json, written_atomically
 
@@ -134,7 +133,7 @@ def predict(
     names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
     total = sum(1 for _ in sources_of(names))
     engine = classifier.engine.describe()
-    about = {"model": weights_hash(classifier.model.network), "engine": engine, "names": names}
+    about = {"model": classifier.weights_sha256, "engine": engine, "names": names}
     done, verdicts = _done(partial, about, header_of(classifier), sources_of(names))
     progress.start("Classifying", total, done=done)
     remaining = itertools.islice(sources_of(names), done, None)

@@ -64,6 +64,8 @@ class ModelFile:
         tensors: by name, what belongs to the metadata and is too large for JSON; no weights.
         original: True for a checkpoint of the original notebook, which states no preprocessing; the
             notebook's own is then assumed.
+        sha256_as_read: `weights_hash` of the network when it was read from a file; empty if it was not.
+            Whoever changes weights afterwards has others.
     """
 
     network: CBAMResNet50
@@ -74,6 +76,7 @@ class ModelFile:
     metadata: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     original: bool = False
+    sha256_as_read: str = ""
 
 
 class Seen(BaseModel):
@@ -261,9 +264,11 @@ def load_model_file(path: Path) -> ModelFile:
     network = _network_of(state, len(names), path)
     # Neither format finds a changed bit by itself. Files from before there was a hash have none.
     stated = {} if own is None else own
-    if stated.get("weights_sha256") not in (None, weights_hash(network)) or stated.get(
-        "tensors_sha256"
-    ) not in (None, _hash_of(dict(sorted(beside.items())))):
+    digest = weights_hash(network)
+    if stated.get("weights_sha256") not in (None, digest) or stated.get("tensors_sha256") not in (
+        None,
+        _hash_of(dict(sorted(beside.items()))),
+    ):
         raise ModelFileError(
             f"{path}: its weights are not those that it was written with, so that it is damaged; fetch or "
             "write it anew."
@@ -278,6 +283,7 @@ def load_model_file(path: Path) -> ModelFile:
         metadata={key: value for key, value in stated.items() if key not in NO_METADATA},
         tensors=beside,
         original=own is None or bool(own.get("original")),
+        sha256_as_read=digest,
     )
 
 
