@@ -20,6 +20,7 @@ def load_model(
     device: str = "auto",
     engine: str = "torch",
     precision: Literal["float32", "bfloat16"] = "float32",
+    head: str | None = None,
 ) -> Classifier:
     """Load a model that answers for images: `predict` for classes, `explain` for maps.
 
@@ -29,10 +30,12 @@ def load_model(
         device: as PyTorch names it; `auto` is a CUDA device if there is one.
         engine: `torch`, `onnx` or `openvino`, or `auto`, the fastest that is installed and right.
         precision: of its multiplications.
+        head: the class list to answer in, of a model that was trained on several data sets together; None
+            is the first.
 
     Raises:
         ModelFileError: the file is missing, damaged or no model, or this build ships none.
-        UsageError: there is no such device, engine or precision here, or the engine is wrong.
+        UsageError: there is no such head, device, engine or precision here, or the engine is wrong.
 
     Example:
         >>> from cervicyte import load_model
@@ -43,4 +46,5 @@ def load_model(
     from cervicyte.inference.classifier import Classifier
     from cervicyte.network.model_file import shipped_model
 
-    return Classifier.from_file(shipped_model() if path is None else Path(path), device, engine, precision)
+    named = shipped_model() if path is None else Path(path)
+    return Classifier.from_file(named, device, engine, precision, head)

@@ -93,6 +93,10 @@ KnownGroups = Annotated[
 Pictures = Annotated[
     bool, typer.Option("--images/--no-images", help="Show mistaken cells in the report, or charts only.")
 ]
+HeadName = Annotated[
+    str | None,
+    typer.Option("--head", help="Of a model trained on several data sets: the one whose classes to take."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run left there.")]
 
 
@@ -211,6 +215,65 @@ def train(
         _say_result(metrics, out)
 
 
+@app.command("train-together")
+def train_together(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Folders of labelled cells, or manifests; NAME=DATA to name one otherwise.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("together"),
+    sides: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML: below each data set's name, lines `class: normal`, `benign` or `abnormal`, for "
+            "classes that are not SIPaKMeD's or Herlev's."
+        ),
+    ] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(help="Train on the others, and measure normal against abnormal on this data set."),
+    ] = None,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    backbone: Backbone = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    split_seed: SplitSeed = None,
+    known_groups: KnownGroups = True,
+    images: Pictures = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    force: Force = False,
+) -> None:
+    """Train one network on several data sets: a head for each class list, and one normal/abnormal answer."""
+    from cervicyte.evaluation.run import SplitChoice
+    from cervicyte.evaluation.together import PAGE_NAME, train_together
+    from cervicyte.progress import TerminalProgress
+    from cervicyte.training.recipe import parse_override
+
+    overrides = dict(parse_override(text) for text in set_ or ())
+    overrides |= {} if backbone is None else {"backbone": backbone}
+    train_together(
+        data,
+        out,
+        recipe_file=recipe,
+        overrides=overrides,
+        sides=sides,
+        leave_out=leave_out,
+        split_choice=SplitChoice(None, None, folds, fold, split_seed),
+        with_pictures=images,
+        known_groups=known_groups,
+        resume=resume,
+        force=force,
+        command=_command_line(),
+        progress=TerminalProgress(),
+    )
+    if (out / PAGE_NAME).is_file():
+        typer.echo((out / PAGE_NAME).read_text(encoding="utf-8"))
+
+
 @app.command()
 def evaluate(
     model: Model = None,
@@ -226,6 +289,7 @@ def evaluate(
         bool, typer.Option("--allow-seen", help="Evaluate even cells that were seen in training.")
     ] = False,
     allow_leak: AllowLeak = None,
+    head: HeadName = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
     force: Force = False,
@@ -243,6 +307,7 @@ def evaluate(
         class_map=read_class_map(class_map) if class_map else None,
         allow_seen=allow_seen,
         allow_leak=allow_leak,
+        head=head,
         with_pictures=images,
         known_groups=known_groups,
         force=force,
@@ -615,6 +680,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    head: HeadName = None,
     force: Force = False,
 ) -> None:
     """Classify images into a table; an interrupted one is gone on with. Status 1 if some cannot be read."""
@@ -632,7 +698,7 @@ def predict(
     elif (ray_address, ray_engine, ray_threads) != (None, None, None):
         raise UsageError(f"--ray-… is for --engine ray alone, not for {engine}; leave it out.")
     outcome = predict(
-        Classifier.from_file(file, engine=engine, precision=precision),
+        Classifier.from_file(file, engine=engine, precision=precision, head=head),
         images,
         out,
         force=force,
@@ -715,20 +781,22 @@ def explain(
     verdict: Annotated[
         bool, typer.Option("--verdict/--no-verdict", help="Hold each map against controls; takes most time.")
     ] = True,
+    head: HeadName = None,
     force: Force = False,
 ) -> None:
     """Show where in each cell the network sees evidence for a class, or which places its gates pass on."""
     from cervicyte.explanation.cam import DEFAULT_METHOD
     from cervicyte.explanation.gallery import explain_cells
     from cervicyte.explanation.samples import choose_cells
-    from cervicyte.network.model_file import SAFETENSORS, load_model_file
+    from cervicyte.network.heads import load_with_head
+    from cervicyte.network.model_file import SAFETENSORS
     from cervicyte.progress import TerminalProgress
 
     if model is None and images[0].suffix in (".pth", SAFETENSORS):
         model, *images = images
     if not images:
         raise UsageError(f"{model}: is all that was named; name one image or folder at least, too.")
-    loaded = load_model_file(_model_file(model))
+    loaded = load_with_head(_model_file(model), head)
     chosen, notes = choose_cells(loaded, images, limit, allow_seen)
     gallery = explain_cells(
         loaded,
@@ -827,14 +895,15 @@ def export(
         list[str] | None,
         typer.Option(help="Compare on these, not on the drawn cells that ship; repeatable."),
     ] = None,
+    head: HeadName = None,
     force: Force = False,
 ) -> None:
     """Write a model in another format, with all that travels in it; a graph only if it answers alike."""
     from cervicyte.inference.export import export_model
-    from cervicyte.network.model_file import load_model_file
+    from cervicyte.network.heads import load_with_head
 
     notes = export_model(
-        load_model_file(_model_file(model)),
+        load_with_head(_model_file(model), head),
         out,
         format_,
         force=force,
@@ -910,6 +979,7 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(help="Keep what readers call the cells in this file; off without it.")
     ] = None,
+    head: HeadName = None,
 ) -> None:
     """Open the dashboard in the browser."""
     from cervicyte.dashboard.server import serve
@@ -925,6 +995,7 @@ def serve(
         allowed_names=allow_host or (),
         root_path=root_path,
         log=log,
+        head=head,
     )
 
 

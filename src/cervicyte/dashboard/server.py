@@ -72,6 +72,7 @@ def build_app(
     with_verdicts: bool = True,
     access: Access = Access(),
     reading_log: ReadingLog | None = None,
+    head: str | None = None,
 ) -> FastAPI:
     """Return the dashboard of a model file: the page at `/`, the API at `PREFIX`, its health at `/health`.
 
@@ -80,11 +81,13 @@ def build_app(
         with_verdicts: whether maps are held against controls.
         access: who may ask.
         reading_log: takes what readers call the cells; None keeps nothing.
+        head: the class list to answer in, see `network.heads`.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
+        UsageError: it has no such head.
     """
-    classifier = Classifier.from_file(model_path)
+    classifier = Classifier.from_file(model_path, head=head)
     # The folder names the run; its parents are nobody's business.
     name = "/".join(Path(model_path).resolve().parts[-2:])
     uploads = new_folder_name()
@@ -149,6 +152,7 @@ def serve(
     allowed_names: Iterable[str] = (),
     root_path: str = "",
     log: Path | None = None,
+    head: str | None = None,
 ) -> None:
     """Serve the dashboard until Ctrl-C; print its address when it is ready.
 
@@ -164,6 +168,7 @@ def serve(
         allowed_names: by which the server may be called beside its own, such as a proxy's.
         root_path: under which a proxy shows the server, such as `/cells`.
         log: a reading log, which is made if it is not there; see `ReadingLog`.
+        head: the class list to answer in, of a model that has several.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
@@ -177,7 +182,7 @@ def serve(
     with _bound(host, port) as listener:
         reading_log = None if log is None else ReadingLog(log)
         access = Access(own_names(host, allowed_names), chosen, root_path)
-        app = build_app(model_path, with_verdicts, access, reading_log)
+        app = build_app(model_path, with_verdicts, access, reading_log, head)
         shown_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host
         address = f"http://{shown_host}:{listener.getsockname()[1]}"

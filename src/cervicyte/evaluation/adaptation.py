@@ -25,6 +25,7 @@ from cervicyte.evaluation.familiarity import Familiarity, distances_of, fit_fami
 from cervicyte.evaluation.features import pooled_features
 from cervicyte.images.preprocessing import LARGEST_GAIN, Preprocessing
 from cervicyte.images.statistics import background_of, image_statistics
+from cervicyte.network.heads import without_other_heads
 from cervicyte.network.model_file import ModelFile, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
@@ -68,6 +69,7 @@ def adapted(
     """
     if len(images) < 2:
         raise UsageError(f"{len(images)} images are too few to adapt to; give {FEWEST_IMAGES} or more.")
+    model = without_other_heads(model)  # theirs would be answers of a network that is no more
     share = share_of(len(images)) if share is None else share
     background = np.median([background_of(image) for image in images], axis=0)
     preprocessing = model.preprocessing

@@ -26,10 +26,11 @@ from cervicyte.evaluation.familiarity import (
 )
 from cervicyte.evaluation.features import logits_of_means, pooled_features
 from cervicyte.evaluation.prediction_sets import SEPARATOR
-from cervicyte.evaluation.predictions import BATCH, predictions_table, softmax
+from cervicyte.evaluation.predictions import BATCH, logistic, predictions_table, softmax
 from cervicyte.evaluation.tables import ANSWER_COLUMNS
 from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import background_of, image_statistics
+from cervicyte.network.heads import abnormal_unit
 from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import READING_THREADS
@@ -55,6 +56,8 @@ class Prediction:
         verdict: `answer`; `uncertain`, if the set holds several classes or the confidence is too low;
             `unlike_training` or `not_a_cell`, if the image is too unlike the training cells for any answer.
         unlike: how unlike them it is, and in what; None if the model carries nothing to say so by.
+        abnormal: the probability that the cell is abnormal, whatever its class list, by the unit that several
+            heads share, not calibrated; None if the model has one class list.
     """
 
     class_name: str
@@ -63,6 +66,7 @@ class Prediction:
     prediction_set: tuple[str, ...] = ()
     verdict: Verdict = "answer"
     unlike: Judgement | None = None
+    abnormal: float | None = None
 
     @property
     def doubt(self) -> str | None:
@@ -93,12 +97,14 @@ class Answerer:
         class_names: in the order of the logits.
         calibration, familiarity: None where the model carries none; then nothing is said of it.
         is_adapted: whether the model was fitted to another laboratory's images, see `adaptation`.
+        abnormal_unit: weights and bias of what several heads share, see `network.heads`; None without heads.
     """
 
     class_names: tuple[str, ...]
     calibration: Calibration | None = None
     familiarity: Familiarity | None = None
     is_adapted: bool = False
+    abnormal_unit: tuple[np.ndarray, float] | None = None
 
     @classmethod
     def of(cls, model: ModelFile) -> Answerer:
@@ -106,13 +112,15 @@ class Answerer:
 
         Raises:
             CalibrationError, FamiliarityError: it is damaged, or of other classes.
+            ModelFileError: its heads are damaged.
         """
         calibration = calibration_of(model)
         usual = model.metadata.get("familiarity")
         familiarity = (
             Familiarity.from_parts(usual, model.tensors, "The model's familiarity") if usual else None
         )
-        return cls(model.class_names, calibration, familiarity, "adaptation" in model.metadata)
+        is_adapted = "adaptation" in model.metadata
+        return cls(model.class_names, calibration, familiarity, is_adapted, abnormal_unit(model))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -158,13 +166,22 @@ class Answerer:
         judgements: Sequence[Judgement | None] = [None] * count
         if self.familiarity is not None and count:
             judgements = self.familiarity.judge(features, statistics)
+        abnormal: Sequence[float | None] = [None] * count
+        if self.abnormal_unit is not None:
+            weight, bias = self.abnormal_unit
+            abnormal = logistic(features["stage4"] @ weight + bias).tolist()
         return [
-            self._prediction(probabilities[at], in_set[at], bool(declined[at]), judgements[at])
+            self._prediction(probabilities[at], in_set[at], bool(declined[at]), judgements[at], abnormal[at])
             for at in range(count)
         ]
 
     def _prediction(
-        self, probabilities: np.ndarray, in_set: np.ndarray, declined: bool, unlike: Judgement | None
+        self,
+        probabilities: np.ndarray,
+        in_set: np.ndarray,
+        declined: bool,
+        unlike: Judgement | None,
+        abnormal: float | None,
     ) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")
         chosen = tuple(self.class_names[at] for at in order if in_set[at])
@@ -179,6 +196,7 @@ class Answerer:
             chosen,
             verdict,
             unlike,
+            abnormal,
         )
 
 
@@ -247,10 +265,12 @@ def answered_cells(
     table = predictions_table(cells, truth, probabilities, model.class_names)
     said: dict[str, list[Any]] = {
         "prediction_set": [SEPARATOR.join(one.prediction_set) for one in answers],
+        "abnormal": [one.abnormal for one in answers],
         "unlike_percentile": [one.unlike.unlike_percentile if one.unlike else None for one in answers],
         "verdict": [one.verdict for one in answers],
     }
     known = {
+        "abnormal": answerer.abnormal_unit is not None,
         "prediction_set": answerer.calibration is not None,
         "unlike_percentile": answerer.familiarity is not None,
         "verdict": answerer.calibration is not None or answerer.familiarity is not None,

@@ -83,3 +83,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities [N, classes] in float64 for logits [N, classes]."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def logistic(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities in float64 for logits of any shape."""
+    probabilities: np.ndarray = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    return probabilities

@@ -38,6 +38,7 @@ from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
+from cervicyte.network.heads import load_with_head
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import sha256_of_file
@@ -344,6 +345,7 @@ def evaluate_model(
     class_map: Mapping[str, str] | None = None,
     allow_seen: bool = False,
     allow_leak: Leak | None = None,
+    head: str | None = None,
     with_pictures: bool = True,
     known_groups: bool = True,
     force: bool = False,
@@ -360,13 +362,14 @@ def evaluate_model(
         class_map: the data set's class names -> the model's, where they differ.
         allow_seen: evaluate even though cells, or others of their groups, took part in training.
         allow_leak: the leak of the split that is accepted by name, see `check_split`.
+        head: of a model that has several, see `network.heads`.
         with_pictures, known_groups, force, command, progress: see `train_and_evaluate`.
 
     Raises:
         DatasetError: a class is none of the model's and `class_map` does not name it.
         SplitError: cells were seen in training.
     """
-    model = load_model_file(model_path)
+    model = load_with_head(model_path, head)
     _claim(out, resume=False, force=force)
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:

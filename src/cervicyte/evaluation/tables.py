@@ -19,7 +19,7 @@ from cervicyte.provenance import write_text
 
 PREDICTIONS_NAME = "test_predictions.csv"
 FIRST_COLUMNS = ("path", "group", "true_class", "predicted_class", "confidence")
-ANSWER_COLUMNS = ("prediction_set", "unlike_percentile", "verdict")
+ANSWER_COLUMNS = ("abnormal", "prediction_set", "unlike_percentile", "verdict")
 """Stand last, where the model that answered can say so."""
 OVERALL_METRICS = (
     "accuracy",

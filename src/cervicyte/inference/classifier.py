@@ -22,7 +22,8 @@ from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.images.statistics import image_statistics
 from cervicyte.inference.choice import engine_for
 from cervicyte.inference.engines import Precision
-from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
+from cervicyte.network.heads import load_with_head
+from cervicyte.network.model_file import ModelFile, weights_hash
 
 
 class Classifier:
@@ -72,14 +73,17 @@ class Classifier:
         device: str = "auto",
         engine: str = "torch",
         precision: Precision = "float32",
+        head: str | None = None,
     ) -> Classifier:
         """Load a model file of ours, `.safetensors` or `.pth`, or of the original notebook.
 
+        `head` is the class list to answer in, of a model that has several, see `network.heads`.
+
         Raises:
             ModelFileError: the file is missing, damaged, or no model.
-            UsageError: there is no such device, engine or precision here, or the engine is wrong.
+            UsageError: there is no such head, device, engine or precision here, or the engine is wrong.
         """
-        model = load_model_file(path)
+        model = load_with_head(path, head)
         return cls(model, device, engine, precision, model.sha256_as_read)
 
     @property

@@ -95,6 +95,7 @@ class RayWorkers:
                 self.threads,
                 classifier.weights_sha256,
                 __version__,
+                classifier.model.metadata.get("head"),
             )
             while names := list(itertools.islice(sources, AT_ONCE)):
                 yield from _checked(_answered(ray, names, crew, arguments), len(names))
@@ -258,6 +259,7 @@ class Worker:
         threads: int,
         weights_sha256: str,
         version: str,
+        head: str | None = None,
     ) -> None:
         """Load a model.
 
@@ -268,6 +270,7 @@ class Worker:
             threads: that the engine takes.
             weights_sha256: see `Classifier.weights_sha256`, of whoever asks.
             version: of the program that asks.
+            head: of a model that has several, the one whose classes to take.
 
         Raises:
             WorkersError: another version of the program is installed here, or the model's file was changed.
@@ -284,7 +287,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"model{suffix}"
             file.write_bytes(ray.get(content))
-            self._classifier = Classifier.from_file(file, engine=engine, precision=precision)
+            self._classifier = Classifier.from_file(file, engine=engine, precision=precision, head=head)
         if self._classifier.weights_sha256 != weights_sha256:
             raise WorkersError("the model's file was changed after it was read")
         if engine == "torch":

@@ -113,8 +113,9 @@ def predict(
         classifier: answers.
         names: see `sources_of`.
         out: ends with `.csv` or `.parquet`; `.json` beside it says which model answered. Columns: path,
-            sha256, predicted_class, confidence, p_<class> …, prediction_set, unlike_percentile, verdict,
-            error. An image that cannot be read has a row with its error.
+            sha256, predicted_class, confidence, p_<class> …, abnormal (of a model with several heads),
+            prediction_set, unlike_percentile, verdict, error. An image that cannot be read has a row with
+            its error.
         force: replace a table that is there.
         command: the command line, recorded beside the table.
         progress: is told of every batch.
@@ -182,7 +183,8 @@ def _notes_on(verdicts: Counter[str]) -> Iterator[str]:
 
 def header_of(classifier: Classifier) -> list[str]:
     """Return the names of a table's columns."""
-    return [*FIRST_COLUMNS, *(f"p_{name}" for name in classifier.class_names), *LAST_COLUMNS]
+    abnormal = [] if classifier.answerer.abnormal_unit is None else ["abnormal"]
+    return [*FIRST_COLUMNS, *(f"p_{name}" for name in classifier.class_names), *abnormal, *LAST_COLUMNS]
 
 
 def rows_here(classifier: Classifier, sources: Iterator[Source]) -> Rows:
@@ -254,7 +256,7 @@ def _rows(classifier: Classifier, batch: Sequence[Prepared], output: Output | No
         predictions = iter(classifier.answerer.predictions(output.logits, output.means, statistics))
     for one in batch:
         if one.inputs is None:
-            blank = [""] * (len(classifier.class_names) + 4)
+            blank = [""] * (len(header_of(classifier)) - 4)
             yield [one.name, one.digest, *blank, ERROR, one.error]
         else:
             yield [one.name, one.digest, *values_of(next(predictions)), ""]
@@ -267,6 +269,7 @@ def values_of(prediction: Prediction) -> list[str]:
         prediction.class_name,
         f"{prediction.confidence:.6f}",
         *(f"{probability:.6f}" for probability in prediction.probabilities.values()),
+        *([] if prediction.abnormal is None else [f"{prediction.abnormal:.6f}"]),
         SEPARATOR.join(prediction.prediction_set),
         unlike,
         prediction.verdict,
@@ -358,7 +361,12 @@ def _row(line: bytes) -> list[str] | None:
 
 def _to_parquet(table: Path, out: Path, header: Sequence[str]) -> None:
     """Write a CSV table as Parquet, a part at a time."""
-    numbers = {"confidence", "unlike_percentile", *(name for name in header if name.startswith("p_"))}
+    numbers = {
+        "confidence",
+        "abnormal",
+        "unlike_percentile",
+        *(name for name in header if name.startswith("p_")),
+    }
     types = {name: pa.float64() if name in numbers else pa.string() for name in header}
     options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
     with (

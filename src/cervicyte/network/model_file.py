@@ -106,6 +106,8 @@ class Metadata(BaseModel):
     calibration: dict[str, Any] = {}
     familiarity: dict[str, Any] = {}
     adaptation: dict[str, Any] = {}
+    head: str | None = None
+    heads: list[dict[str, Any]] = []
     provenance: dict[str, Any] = {}
 
 

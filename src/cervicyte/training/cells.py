@@ -63,7 +63,8 @@ def load_cells(
 class TrainingCells(Dataset):
     """Training images [3, S, S], augmented on the fly, with the index of their class.
 
-    Asked for by (epoch, index): an image's changes are drawn from (seed, epoch, index) alone.
+    Asked for by (epoch, index), or by (epoch, time, index) where an epoch shows an image several times: its
+    changes are drawn from the seed and these alone.
     """
 
     def __init__(self, images: np.ndarray, targets: np.ndarray, augment: v2.Transform, seed: int) -> None:
@@ -74,12 +75,12 @@ class TrainingCells(Dataset):
         """Return the number of cells."""
         return len(self.images)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, place: tuple[int, ...]) -> tuple[Tensor, int]:
         """Return the image of (epoch, index) as that epoch sees it, uint8 [3, S, S], and its class."""
-        epoch, index = place
+        index = place[-1]
         image = torch.from_numpy(np.asarray(self.images[index])).permute(2, 0, 1).contiguous()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw_seed(self.seed, epoch, index))
+            torch.manual_seed(draw_seed(self.seed, *place))
             return self.augment(image), int(self.targets[index])
 
 
@@ -97,11 +98,50 @@ class EpochBatches:
         """Return the number of batches in an epoch."""
         return self.count // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         """Yield the batches of the current `epoch`."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        places = self.places()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
+            yield places[start : start + self.batch_size]
+
+    def places(self) -> list[tuple[int, ...]]:
+        """Return the current epoch's (epoch, index) in their order."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        return [(self.epoch, int(index)) for index in order]
+
+
+class EvenBatches(EpochBatches):
+    """Batches of (epoch, time, index) in which data sets come equally often, and within each its classes.
+
+    An epoch is as many images as there are cells. A cell of a small data set comes several times, as `time`
+    says, and of a large one not every cell comes in every epoch: which ones is drawn anew from (seed, epoch).
+    """
+
+    def __init__(self, targets: np.ndarray, data_set_of: np.ndarray, batch_size: int, seed: int) -> None:
+        """Take the class of each cell, int64 [N], the data set of each class, [C], batch size and seed."""
+        super().__init__(len(targets), batch_size, seed)
+        self.targets, self.data_set_of = targets, data_set_of
+
+    def places(self) -> list[tuple[int, ...]]:
+        """Return the current epoch's (epoch, time, index) in their order."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        data_sets = self.data_set_of[self.targets]
+        chosen: list[tuple[int, ...]] = []
+        for data_set, share in _shared_out(self.count, np.unique(data_sets), rng):
+            classes = np.unique(self.targets[data_sets == data_set])
+            for target, count in _shared_out(share, classes, rng):
+                cells = np.flatnonzero(self.targets == target)
+                for time in range(-(-count // len(cells))):
+                    drawn = rng.permutation(cells)[: count - time * len(cells)]
+                    chosen += [(self.epoch, time, int(index)) for index in drawn]
+        return [chosen[place] for place in rng.permutation(len(chosen))]
+
+
+def _shared_out(count: int, names: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Return each name with its even share of `count`; who gets what cannot be shared is drawn."""
+    shares = np.full(len(names), count // len(names))
+    shares[rng.permutation(len(names))[: count % len(names)]] += 1
+    return list(zip(names.tolist(), shares.tolist(), strict=True))
 
 
 def draw_seed(*parts: int) -> int:

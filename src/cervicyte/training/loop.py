@@ -34,13 +34,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from cervicyte.errors import RecipeError, RunFolderError
+from cervicyte.network.heads import Head, parted, wide_names
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.precision import computes_in_bfloat16
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import write_text, written_atomically
 from cervicyte.training.augmentation import build_augmentation
-from cervicyte.training.cells import EpochBatches, TrainingCells, normalised
+from cervicyte.training.cells import EpochBatches, EvenBatches, TrainingCells, normalised
+from cervicyte.training.heads import HeadsLoss, refuse_for_heads
 from cervicyte.training.loss import classification_loss, cost_of_classes
 from cervicyte.training.mixing import BatchMixing, dominant_class
 from cervicyte.training.recipe import NO_PARENT, Recipe
@@ -82,6 +84,7 @@ def train(
     class_names: Sequence[str],
     out: Path,
     *,
+    heads: Sequence[Head] = (),
     metadata: dict[str, Any] | None = None,
     resume: bool = False,
     progress: Progress = SILENT,
@@ -94,6 +97,7 @@ def train(
             recipe keeps the last, and then there may be none.
         class_names: in the order of the targets.
         out: folder that takes the model, the history and the checkpoint.
+        heads: several class lists, learnt together; `class_names` are then their `wide_names`.
         metadata: JSON values that are to travel in the model file, such as the split's hash.
         resume: go on from `out/checkpoint.pth` if it is there.
         progress: is told of every step.
@@ -108,6 +112,9 @@ def train(
     costs = cost_of_classes(class_names, recipe.missed_abnormal_cost)
     if validation is None and recipe.keep == "best":
         raise RecipeError("Without validation cells no epoch is the best; set keep to last.")
+    if heads:
+        refuse_for_heads(recipe)
+        assert list(class_names) == wide_names(heads)
     torch.manual_seed(recipe.seed)
     in_bfloat16 = computes_in_bfloat16(recipe.precision)
     # Accelerate keeps the precision of the first training for the whole process, unless told otherwise.
@@ -126,7 +133,10 @@ def train(
     if accelerator.num_processes > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
+    together = HeadsLoss(heads, recipe, accelerator.device) if heads else None
     batches = EpochBatches(len(training.images), recipe.batch_size, recipe.seed)
+    if together is not None:
+        batches = EvenBatches(training.targets, together.head_of, recipe.batch_size, recipe.seed)
     augmented = TrainingCells(
         training.images, training.targets, build_augmentation(recipe.augmentation), recipe.seed
     )
@@ -148,7 +158,7 @@ def train(
     mixing = BatchMixing(recipe, len(class_names))
     steps_per_epoch = len(batches)
     rows: list[dict[str, float]] = []
-    fingerprint = _fingerprint(recipe, training, validation, class_names)
+    fingerprint = _fingerprint(recipe, training, validation, [*class_names, *map(repr, heads)])
     if resume and (out / CHECKPOINT_NAME).exists():
         rows = restore_checkpoint(out, state, fingerprint)
         progress.say(f"Going on after epoch {state.epoch} of {recipe.epochs}.")
@@ -171,7 +181,11 @@ def train(
                     group["lr"] = group["base_rate"] * rate
                 images, targets = mixing(images, targets, state.step)
                 logits = network(normalised(images, recipe.preprocessing))
-                loss = classification_loss(logits.float(), targets, class_weights, recipe)
+                if together is None:
+                    loss = classification_loss(logits.float(), targets, class_weights, recipe)
+                else:
+                    loss = together(logits.float(), targets)
+                    logits = together.among_own(logits, targets)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
                 optimiser.step()
@@ -197,7 +211,7 @@ def train(
             count = steps_per_epoch * batches.batch_size
             validated: dict[str, float] = {}
             if validation is not None:
-                validated = evaluate(state.average.network, validation, recipe, accelerator)
+                validated = evaluate(state.average.network, validation, recipe, accelerator, together)
             state.epoch += 1
             row = {
                 "epoch": state.epoch,
@@ -220,24 +234,22 @@ def train(
                 state.best_epoch = state.epoch
             if accelerator.is_main_process:
                 if state.best_epoch == state.epoch:
-                    save_model(
-                        out / MODEL_NAME,
-                        ModelFile(
-                            network=state.average.network,
-                            class_names=tuple(class_names),
-                            preprocessing=recipe.preprocessing,
-                            epoch=state.epoch,
-                            best_validation_accuracy=now[0],
-                            metadata={
-                                "recipe": recipe.model_dump(mode="json"),
-                                **origin,
-                                "device": accelerator.device.type,
-                                "precision": "bfloat16" if in_bfloat16 else "float32",
-                                "metrics": {"validation": row} if validated else {},
-                                **(metadata or {}),
-                            },
-                        ),
+                    kept = ModelFile(
+                        network=state.average.network,
+                        class_names=tuple(class_names),
+                        preprocessing=recipe.preprocessing,
+                        epoch=state.epoch,
+                        best_validation_accuracy=now[0],
+                        metadata={
+                            "recipe": recipe.model_dump(mode="json"),
+                            **origin,
+                            "device": accelerator.device.type,
+                            "precision": "bfloat16" if in_bfloat16 else "float32",
+                            "metrics": {"validation": row} if validated else {},
+                            **(metadata or {}),
+                        },
                     )
+                    save_model(out / MODEL_NAME, parted(kept, heads) if heads else kept)
                 write_history(out, rows)
                 save_checkpoint(out, state, rows, fingerprint)
             accelerator.wait_for_everyone()
@@ -344,10 +356,20 @@ class AveragedWeights:
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, cells: LabelledImages, recipe: Recipe, accelerator: Accelerator
+    network: nn.Module,
+    cells: LabelledImages,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    together: HeadsLoss | None = None,
 ) -> dict[str, float]:
-    """Return validation loss and accuracy over all cells; each device computes its share of them."""
+    """Return validation loss and accuracy over all cells; each device computes its share of them.
+
+    Of several heads, each cell is told among the classes of its own, and every data set counts the same.
+    """
     network.eval()
+    weights = np.ones(len(cells.images))
+    if together is not None:
+        weights = together.even_weights(cells.targets)
     totals = torch.zeros(2, device=accelerator.device)
     mine = range(accelerator.process_index, len(cells.images), accelerator.num_processes)
     for start in range(0, len(mine), EVALUATION_BATCH):
@@ -356,8 +378,11 @@ def evaluate(
         targets = torch.from_numpy(cells.targets[chosen]).to(accelerator.device)
         with accelerator.autocast():
             logits = network(normalised(images, recipe.preprocessing)).float()
-        totals[0] += functional.cross_entropy(logits, targets, reduction="sum")
-        totals[1] += (logits.argmax(1) == targets).sum()
+        if together is not None:
+            logits = together.among_own(logits, targets)
+        weight = torch.from_numpy(weights[chosen]).float().to(accelerator.device)
+        totals[0] += (weight * functional.cross_entropy(logits, targets, reduction="none")).sum()
+        totals[1] += (weight * (logits.argmax(1) == targets)).sum()
     totals = accelerator.reduce(totals, "sum") / max(1, len(cells.images))
     return {"validation_loss": totals[0].item(), "validation_accuracy": totals[1].item()}
 
