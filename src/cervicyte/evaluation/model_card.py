@@ -15,6 +15,7 @@ from cervicyte.evaluation.cross_validation_page import DECIMALS, interval_text, 
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES
 from cervicyte.evaluation.run import NOT_PATIENTS, PARTS, note_on_unknown_training, weights_hash
 from cervicyte.evaluation.tables import UNDEFINED
+from cervicyte.network.heads import heads_of
 from cervicyte.network.model_file import Metadata, ModelFile
 from cervicyte.pages import flat_facts, title_of
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -40,7 +41,7 @@ def model_card(model: ModelFile) -> str:
     about = Metadata.model_validate(model.metadata)
     sections: dict[str, Iterable[str]] = {
         "Intended use": _intended_use(model.class_names),
-        "Classes": _classes(model.class_names),
+        "Classes": _classes(model),
         "Data": _data(model, about),
         "Training": _training(model, about),
         **({"Adaptation": _adaptation(about)} if about.adaptation else {}),
@@ -74,9 +75,23 @@ def _intended_use(class_names: Sequence[str]) -> Iterable[str]:
     )
 
 
-def _classes(class_names: Sequence[str]) -> Iterable[str]:
-    groupings = grouping_of(class_names)
-    rows = [(name, groupings[name] or "not known") for name in class_names]
+def _classes(model: ModelFile) -> Iterable[str]:
+    heads = {head.name: head for head in heads_of(model)}
+    if chosen := heads.get(str(model.metadata.get("head"))):
+        rows = [
+            (name, side or "not known")
+            for name, side in zip(chosen.class_names, chosen.groupings, strict=True)
+        ]
+        yield _table(("Class", "Grouping, published or declared by who trained it"), rows)
+        others = ", ".join(f"`{name}`" for name in heads if name != chosen.name) or "none"
+        yield (
+            f"This is the class list of `{chosen.name}`, and so is all below that is of one data set. Other "
+            f"lists in the file, for `--head`: {others}. One unit, which all share, tells abnormal cells "
+            "from others; its probability is not calibrated."
+        )
+        return
+    groupings = grouping_of(model.class_names)
+    rows = [(name, groupings[name] or "not known") for name in model.class_names]
     yield _table(("Class", "Grouping by the data set's authors"), rows)
 
 

@@ -215,7 +215,7 @@ def _put_on(model: ModelFile, position: int) -> ModelFile:
         class_names = tuple(head["class_names"])
         network = copy.deepcopy(model.network)
         network.fc = nn.Linear(network.fc.in_features, len(class_names)).to(network.fc.weight.device)
-        network.fc.requires_grad_(False)
+        network.fc.eval().requires_grad_(False)
         with torch.no_grad():
             network.fc.load_state_dict({"weight": weight.float(), "bias": bias.float()})
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
