@@ -148,6 +148,11 @@ together: setup ## SIPaKMeD and Herlev in one training, and each left out of one
 	$(TOGETHER) --out $(RUNS)/together/both
 	$(TOGETHER) --out $(RUNS)/together/without_herlev --leave-out herlev
 	$(TOGETHER) --out $(RUNS)/together/without_sipakmed --leave-out sipakmed --set epochs=10
+	for name in both without_herlev without_sipakmed; do \
+	  into=docs/results/several_data_sets/$$name; mkdir -p $$into; \
+	  (cd $(RUNS)/together/$$name && tar cf - --exclude='best_model.pth' --exclude='*.openings.jsonl' --exclude='report.html' .) | tar xf - -C $$into || exit 1; \
+	done
+	$(BIN)/python benchmarks/several_data_sets_table.py
 
 learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model; 5 minutes
 	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 8 \

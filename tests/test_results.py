@@ -8,10 +8,12 @@ import sys
 import pandas as pd
 import pytest
 from conftest import PROJECT
+from sklearn.metrics import roc_auc_score
 
 from cervicyte.evaluation.calibration import read_calibration
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.evaluation.tables import evaluate_predictions, read_predictions
+from cervicyte.evaluation.together import LEFT_OUT_NAME
 from cervicyte.network.model_file import load_model_file, shipped_model
 from cervicyte.provenance import sha256_of_file
 
@@ -36,6 +38,25 @@ def test_the_page_of_goals_says_what_the_files_say():
     from goals_page import page
 
     assert (RESULTS / "goals.md").read_text() == page()
+
+
+def test_the_page_on_several_data_sets_says_what_the_files_say():
+    from several_data_sets_table import PAGE, page_with_figures
+
+    assert PAGE.read_text() == page_with_figures(PAGE.read_text())
+
+
+def test_figures_of_a_data_set_left_out_follow_from_the_published_answers():
+    for summary in sorted((RESULTS / "several_data_sets").glob("*/together.json")):
+        content = json.loads(summary.read_text())
+        assert "dirty" not in content["provenance"]["commit"]
+        if content["left_out"] is None:
+            continue
+        table = pd.read_csv(summary.parent / LEFT_OUT_NAME)
+        sides = content["left_out"]["classes"]
+        positive = table["true_class"].map(lambda name, sides=sides: sides[name] == "abnormal")
+        stated = content["left_out"]["common"]["auc"]["value"]
+        assert stated == pytest.approx(roc_auc_score(positive, table["abnormal"]))
 
 
 def test_the_shipped_model_carries_the_published_figures_of_its_folds():
