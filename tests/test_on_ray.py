@@ -83,7 +83,7 @@ def test_paths_reach_workers_whatever_folder_they_stand_in(tmp_path, monkeypatch
     table = on_ray._table_of(sources, 64).to_pylist()
     assert [row["number"] for row in table] == [64, 65]
     assert [row["name"] for row in table] == ["a.png", "s3://b/c.zip/d.png"]
-    assert [row["location"] for row in table] == [str(tmp_path / "a.png"), "s3://b/c.zip"]
+    assert [row["location"] for row in table] == [os.fsencode(tmp_path / "a.png"), b"s3://b/c.zip"]
     assert [row["member"] for row in table] == [None, "d.png"]
 
 

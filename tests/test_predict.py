@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import gc
 import io
 import json
+import os
 import sys
+import weakref
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -21,6 +26,7 @@ from cervicyte.cli import app
 from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.inference import predict as predicting
+from cervicyte.inference import sources
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.predict import predict
 from cervicyte.inference.sources import sources_of
@@ -140,6 +146,162 @@ def test_an_interrupted_table_of_other_images_or_another_model_is_not_gone_on_wi
     (folder / "a" / "1.png").unlink()
     with pytest.raises(RunFolderError, match="not of the images that are there now"):
         predict(classifier, [str(folder)], out)
+
+
+def test_a_table_whose_header_was_half_written_is_begun_anew(classifier, folder, tmp_path):
+    (tmp_path / ".out.csv.partial.csv").write_text("path,sha2")
+    predict(classifier, [str(folder)], tmp_path / "out.csv")
+    assert len(table_of(tmp_path / "out.csv")) == 5
+
+
+def test_rows_of_a_batch_that_was_not_finished_are_asked_again_so_that_batches_stay_the_same(
+    classifier, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    out, partial = tmp_path / "out.csv", tmp_path / ".out.csv.partial.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, [str(folder)], out, progress=Stop())
+    lines = partial.read_text().splitlines(keepends=True)
+    partial.write_text("".join(lines[:2]))  # a header and one row of two, as the disk may have kept them
+    asked = []
+
+    class Counted(Progress):
+        def start(self, title: str, total: int, done: int = 0) -> None:
+            asked.append(done)
+
+    assert predict(classifier, [str(folder)], out, progress=Counted()).rows == 5
+    assert asked == [0]
+    assert len(table_of(out)) == 5
+
+
+def test_an_interrupted_table_of_another_calibration_is_not_gone_on_with(classifier, folder, tmp_path):
+    out = tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, [str(folder)], out, progress=Stop())
+    model = classifier.model
+    metadata = {**model.metadata, "adaptation": {"images": 64}}
+    other = Classifier(dataclasses.replace(model, metadata=metadata), "cpu")
+    with pytest.raises(RunFolderError, match="another model"):
+        predict(other, [str(folder)], out)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_kill_while_the_table_is_put_in_place_loses_nothing(
+    classifier, folder, tmp_path, monkeypatch, suffix
+):
+    out = tmp_path / f"out{suffix}"
+
+    def killed(*given, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if suffix == ".csv":
+            patch.setattr(Path, "replace", lambda one, other: killed() if other == out else one.rename(other))
+        else:
+            patch.setattr(predicting.pyarrow.parquet.ParquetWriter, "write_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(classifier, [str(folder)], out)
+    assert not out.exists()
+    outcome = predict(classifier, [str(folder)], out)
+    assert (outcome.rows, outcome.errors) == (5, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"cells", "out.json", out.name}
+
+
+@pytest.mark.skipif(predicting.fcntl is None, reason="Windows has no such locks")
+def test_two_commands_do_not_write_one_table(classifier, folder, tmp_path):
+    class Second(Progress):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            with pytest.raises(RunFolderError, match="another command is writing this table"):
+                predict(classifier, [str(folder)], tmp_path / "out.csv")
+
+    assert predict(classifier, [str(folder)], tmp_path / "out.csv", progress=Second()).rows == 5
+    assert len(table_of(tmp_path / "out.csv")) == 5
+
+
+def test_a_full_disk_is_one_sentence_and_the_table_is_gone_on_with(classifier, folder, tmp_path, monkeypatch):
+    out, sync = tmp_path / "out.csv", os.fsync
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    asked = []
+
+    def full(file):
+        asked.append(file)
+        if len(asked) == 4:  # after what was begun, the header, and the first rows
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\); make room"):
+            predict(classifier, [str(folder)], out)
+    predict(classifier, [str(folder)], out)
+    predict(classifier, [str(folder)], tmp_path / "whole.csv")
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_names_that_no_table_can_hold_are_escaped(classifier, folder, tmp_path, suffix):
+    image = (folder / "c.bmp").read_bytes()
+    for name in (b"a\nb.bmp", b"\xff.bmp", b'"q, r".bmp'):
+        (folder / os.fsdecode(name)).write_bytes(image)
+    out = tmp_path / f"out{suffix}"
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, [str(folder)], out, progress=Stop())
+    assert predict(classifier, [str(folder)], out).errors == 1
+    table = table_of(out) if suffix == ".csv" else pd.read_parquet(out)
+    assert [Path(name).name for name in table["path"]][:4] == [
+        '"q, r".bmp', "a\\nb.bmp", "c.bmp", "\\udcff.bmp",
+    ]  # fmt: skip
+    assert set(table["sha256"][:4]) == {sha256_of_file(folder / "c.bmp")}
+
+
+def test_what_is_no_list_on_standard_input_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff\n"), encoding="utf-8"))
+    with pytest.raises(UsageError, match="Standard input is no list of names"):
+        list(sources_of(["-"]))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="has no such devices")
+def test_devices_and_pipes_in_a_list_are_errors_and_are_not_waited_for(classifier, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.txt").write_text(f"/dev/zero\n{tmp_path}/pipe.png\n{folder}/a\n")
+    assert predict(classifier, [f"@{tmp_path}/list.txt"], tmp_path / "out.csv").errors == 3
+    errors = list(table_of(tmp_path / "out.csv")["error"])
+    assert ["is a device or a pipe" in error for error in errors] == [True, True, False]
+    assert "Is a directory" in errors[2]
+
+
+def test_an_archive_is_opened_once_for_all_its_images_and_closed_after_the_last(
+    classifier, folder, tmp_path, monkeypatch
+):
+    archive = tmp_path / "cells.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(100):
+            file.write(folder / "a" / "1.png", f"{number:03d}.png")
+    opened = []
+    right = sources.open_file
+
+    def counted(name):
+        file = right(name)
+        opened.append(weakref.ref(file))
+        return file
+
+    monkeypatch.setattr(sources, "open_file", counted)
+    predict(classifier, [str(archive)], tmp_path / "out.csv")
+    assert len(opened) <= 4  # three times for the names in it, once for all images
+    gc.collect()
+    assert not any(file() for file in opened)
+    table = table_of(tmp_path / "out.csv")
+    assert set(table["sha256"]) == {sha256_of_file(folder / "a" / "1.png")}
+    # Its table is a list, too.
+    again = list(sources_of([f"@{_as_list(table, tmp_path)}"]))
+    assert [one.name for one in again] == list(table["path"])
+    assert again[7].read() == (folder / "a" / "1.png").read_bytes()
+
+
+def _as_list(table: pd.DataFrame, folder: Path) -> Path:
+    table.to_parquet(folder / "list.parquet")
+    return folder / "list.parquet"
 
 
 def test_archives_lists_patterns_and_standard_input_are_read(folder, tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ class PlainErrors(TyperGroup):
             )
         except KeyboardInterrupt:
             typer.echo(
-                "Stopped. What was finished of a training run or an audit is on disk; --resume goes on.",
+                "Stopped. What was finished is on disk: repeat the command to go on, with --resume if it has "
+                "that option.",
                 err=True,
             )
             raise typer.Exit(130) from None

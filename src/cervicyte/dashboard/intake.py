@@ -60,8 +60,8 @@ def _sources_of(upload: Path) -> Iterator[Arrived]:
             return
         named_so = upload if upload.suffix.lower() == ".zip" else upload.rename(upload.with_suffix(".zip"))
         try:
-            for source in sources_of([str(named_so)]):
-                yield _member(source)
+            # None is held longer than it is read: the archive is closed before it is deleted.
+            yield from map(_member, sources_of([str(named_so)]))
         finally:
             named_so.unlink(missing_ok=True)
     except (CervicyteError, OSError) as error:

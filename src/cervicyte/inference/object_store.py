@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
@@ -45,9 +46,13 @@ def size_of(location: str) -> int:
 
     Raises:
         OSError: it cannot be asked for, or nothing here knows such URIs.
+        ValueError: there is something that never ends, such as a device, or that waits for a writer.
     """
     if not is_uri(location):
-        return os.stat(location).st_size  # noqa: PTH116  # a location is no Path
+        about = os.stat(location)  # noqa: PTH116  # a location is no Path
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise ValueError("is a device or a pipe, no file")
+        return about.st_size
     with open_file(location) as file:
         return file.seek(0, os.SEEK_END)
 

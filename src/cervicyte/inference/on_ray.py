@@ -33,7 +33,7 @@ from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import Precision
 from cervicyte.inference.object_store import is_uri
 from cervicyte.inference.predict import Rows, rows_of_batch
-from cervicyte.inference.sources import Source
+from cervicyte.inference.sources import Archive, Source
 
 INSTALL = "install it with: pip install 'cervicyte[ray]'"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
@@ -238,7 +238,8 @@ def _table_of(sources: Sequence[Source], first: int) -> pa.Table:
         {
             "number": pa.array(range(first, first + len(there)), pa.int64()),
             "name": pa.array([source.name for source in there], pa.string()),
-            "location": pa.array([source.location for source in there], pa.string()),
+            # Bytes, as a path need not be UTF-8.
+            "location": pa.array([os.fsencode(source.location) for source in there], pa.binary()),
             "member": pa.array([source.member for source in there], pa.string()),
         }
     )
@@ -295,10 +296,16 @@ class Worker:
 
             torch.set_num_threads(threads)
         self._threads = ThreadPoolExecutor(READING_THREADS)
+        self._archive: tuple[str, Archive | None] = ("", None)  # the last one, which the next batch may share
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the numbers and rows of images, of a table of `_table_of` with at most `BATCH`."""
         columns = (batch.column(name).to_pylist() for name in ("name", "location", "member"))
-        sources = [Source(*parts) for parts in zip(*columns, strict=True)]
+        sources = []
+        for name, location, member in zip(*columns, strict=True):
+            path = os.fsdecode(location)
+            if member is not None and path != self._archive[0]:
+                self._archive = path, Archive(path)
+            sources.append(Source(name, path, member, None if member is None else self._archive[1]))
         rows = rows_of_batch(self._classifier, sources, self._threads)
         return pa.table({"number": batch.column("number"), "row": pa.array(rows, pa.list_(pa.string()))})

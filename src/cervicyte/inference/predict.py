@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from cervicyte import __version__
 from cervicyte.errors import ImageError, RunFolderError, UsageError
 from cervicyte.evaluation.answers import UNLIKE, Prediction
 from cervicyte.evaluation.prediction_sets import SEPARATOR
@@ -37,9 +38,14 @@ from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import Output
-from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, sources_of
+from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, shown, sources_of
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import provenance, write_json, written_atomically
+from cervicyte.provenance import provenance, sha256_of_json, write_json, written_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows: two commands at one table are not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 READING_THREADS = 2
 AHEAD = 2  # batches that are read while the network has one
@@ -131,39 +137,59 @@ def predict(
     if out.exists() and not force:
         raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
     partial = _partial(out)
-    names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
-    total = sum(1 for _ in sources_of(names))
-    engine = classifier.engine.describe()
-    about = {"model": classifier.weights_sha256, "engine": engine, "names": names}
-    done, verdicts = _done(partial, about, header_of(classifier), sources_of(names))
-    progress.start("Classifying", total, done=done)
-    remaining = itertools.islice(sources_of(names), done, None)
-    answers = rows_here(classifier, remaining) if workers is None else workers.rows(classifier, remaining)
-    with contextlib.closing(answers), open(partial, "a", encoding="utf-8", newline="") as file:
-        for rows in answers:
-            _append(file, rows)
-            verdicts.update(row[VERDICT] for row in rows)
-            progress.advance(len(rows))
-    progress.close()
-    if out.suffix == ".csv":
-        partial.replace(out)
-    else:
-        _to_parquet(partial, out, header_of(classifier))
-        partial.unlink()
-    for helper in (_about(partial), _list(partial)):
-        helper.unlink(missing_ok=True)
-    errors = verdicts[ERROR]
-    origin = {
-        "rows": total,
-        "errors": errors,
-        "verdicts": dict(verdicts),
-        "weights_sha256": about["model"],
-        "engine": engine,
-        **({} if workers is None else workers.describe()),
-    }
-    notes = (*classifier.answerer.notes, *_notes_on(verdicts))
-    write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": list(notes)})
-    return Outcome(total, errors, notes)
+    with _alone_with(partial):
+        names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
+        total = sum(1 for _ in sources_of(names))
+        engine = classifier.engine.describe()
+        about = {
+            "model": classifier.weights_sha256,
+            "answers": _fingerprint(classifier),
+            "engine": engine,
+            "names": [shown(name) for name in names],
+        }
+        done, verdicts = _done(partial, about, header_of(classifier), sources_of(names))
+        progress.start("Classifying", total, done=done)
+        remaining = itertools.islice(sources_of(names), done, None)
+        answers = rows_here(classifier, remaining) if workers is None else workers.rows(classifier, remaining)
+        with contextlib.closing(answers), open(partial, "a", encoding="utf-8", newline="") as file:
+            for rows in answers:
+                _append(file, rows)
+                verdicts.update(row[VERDICT] for row in rows)
+                progress.advance(len(rows))
+        progress.close()
+        outcome = Outcome(
+            verdicts.total(), verdicts[ERROR], (*classifier.answerer.notes, *_notes_on(verdicts))
+        )
+        origin = {
+            "rows": outcome.rows,
+            "errors": outcome.errors,
+            "verdicts": dict(verdicts),
+            "weights_sha256": about["model"],
+            "engine": engine,
+            **({} if workers is None else workers.describe()),
+        }
+        # Before the table, which so never stands there without it.
+        write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": list(outcome.notes)})
+        if out.suffix == ".csv":
+            partial.replace(out)
+        else:
+            _to_parquet(partial, out, header_of(classifier))
+            partial.unlink()
+        for helper in (_about(partial), _list(partial)):
+            helper.unlink(missing_ok=True)
+    return outcome
+
+
+def _fingerprint(classifier: Classifier) -> str:
+    """Return a hash of what besides the weights decides what a row says."""
+    said = ("calibration", "familiarity", "adaptation")
+    return sha256_of_json(
+        {
+            "cervicyte": __version__,
+            "preprocessing": classifier.model.preprocessing.fingerprint(),
+            **{name: classifier.model.metadata.get(name) for name in said},
+        }
+    )
 
 
 def _notes_on(verdicts: Counter[str]) -> Iterator[str]:
@@ -284,10 +310,10 @@ def _read(source: Source) -> tuple[str, np.ndarray | None, str]:
         digest = hashlib.sha256(content).hexdigest()
         return digest, read_image(content, name=source.name), ""
     except ImageError as error:
-        return digest, None, str(error)
+        return digest, None, shown(str(error))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        return digest, None, f"{source.name}: cannot be read ({reason}); check the path and the file."
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        return digest, None, shown(f"{source.name}: cannot be read ({reason}); check the path and the file.")
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -305,20 +331,59 @@ def _list(partial: Path) -> Path:
     return partial.with_suffix(".txt")
 
 
+@contextlib.contextmanager
+def _alone_with(partial: Path) -> Iterator[None]:
+    """Keep a second command from the same table, whose rows would come twice.
+
+    Raises:
+        RunFolderError: another command is at it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = partial.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except BlockingIOError:
+            is_free = False
+        except OSError:  # a disk that knows no locks
+            is_free = True
+        if not is_free:  # or has just ended, and taken its lock's file with it
+            raise RunFolderError(
+                f"{partial}: another command is writing this table; wait for it, or choose another name with "
+                "--out."
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def _append(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
     """Append rows, and make sure that they are on the disk."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    file.write(text.getvalue())
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what could not be written would be tried again here
+            file.close()
+        raise RunFolderError(
+            f"{file.name}: cannot be written ({error.strerror}); make room, and repeat the command: it goes "
+            "on after the last row."
+        ) from error
 
 
 def _done(
     partial: Path, about: dict[str, Any], header: list[str], sources: Iterator[Source]
 ) -> tuple[int, Counter[str]]:
     """Begin a table, or take up an interrupted one; return how many rows it has, and their verdicts."""
-    if not partial.is_file():
+    if not _has_a_line(partial):
         write_json(_about(partial), about)
         with open(partial, "w", encoding="utf-8", newline="") as file:
             _append(file, [header])
@@ -352,6 +417,14 @@ def _done(
                 whole, end = rows, file.tell()
         file.truncate(end)
     return whole, verdicts
+
+
+def _has_a_line(partial: Path) -> bool:
+    """Return whether a table was begun; one without so much as a header was not."""
+    if not partial.is_file():
+        return False
+    with open(partial, "rb") as file:
+        return file.readline().endswith(b"\n")
 
 
 def _row(line: bytes) -> list[str] | None:

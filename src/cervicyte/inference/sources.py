@@ -9,11 +9,13 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import sys
+import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import pyarrow as pa
@@ -27,7 +29,44 @@ LARGEST_FILE = 1 << 30  # bytes; a larger one is not read
 LIST_PREFIX = "@"
 STANDARD_INPUT = "-"
 PARQUET = ".parquet"
+ZIP = ".zip"
 PATH_COLUMN = "path"  # of a list in Parquet, as in the tables that `predict` writes
+
+
+class Archive:
+    """A zip archive that is opened with its first image and stays open for the next ones.
+
+    To open one is to read the names of all that it holds: once an image would take hours of a large one. Any
+    number of threads may read; the file is closed when nobody holds the archive any more.
+    """
+
+    def __init__(self, location: str) -> None:
+        """Take a path or URI; nothing is opened yet."""
+        self._location, self._lock = location, threading.Lock()
+        self._opened: zipfile.ZipFile | None = None
+
+    def read(self, member: str, largest: int) -> bytes:
+        """Return at most `largest` bytes of a member.
+
+        Raises:
+            OSError: the archive cannot be read.
+            ValueError: it is damaged or locked.
+        """
+        try:
+            with self._lock:
+                if self._opened is None:
+                    self._opened = zipfile.ZipFile(open_file(self._location))
+            with self._opened.open(member) as file:
+                return file.read(largest)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+        ) as error:
+            raise ValueError(f"is damaged or locked inside its archive ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -35,14 +74,16 @@ class Source:
     """One image: its name in the table, and where its bytes lie.
 
     Attributes:
-        name: the path or URI as given or, in an archive, `archive.zip/member`.
+        name: the path or URI as given or, in an archive, `archive.zip/member`; see `shown`.
         location: path or URI of the file or of the archive.
         member: in the archive; None for a file.
+        archive: that at `location`, where several images share it.
     """
 
     name: str
     location: str
     member: str | None = None
+    archive: Archive | None = field(default=None, compare=False, repr=False)
 
     def read(self, largest: int = LARGEST_FILE) -> bytes:
         """Return the file's bytes.
@@ -59,25 +100,20 @@ class Source:
                 raise ValueError(f"is larger than {largest >> 20:,} MB")
             with open_file(self.location) as file:
                 return file.read()
-        try:
-            with (
-                open_file(self.location) as whole,
-                zipfile.ZipFile(whole) as archive,
-                archive.open(self.member) as part,
-            ):
-                content = part.read(largest + 1)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            NotImplementedError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-        ) as error:
-            raise ValueError(f"is damaged or locked inside its archive ({error})") from error
+        content = (self.archive or Archive(self.location)).read(self.member, largest + 1)
         if len(content) > largest:
             raise ValueError(f"is larger than {largest >> 20:,} MB")
         return content
+
+
+def shown(name: str) -> str:
+    """Return a name as a line of a table can hold it.
+
+    A name on a disk may have any bytes: what is no UTF-8, and what would end a line, becomes an escape
+    such as `\\udcff` or `\\n`.
+    """
+    escaped = re.sub(r"[\x00-\x1f\x7f]", lambda sign: sign[0].encode("unicode_escape").decode(), name)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def sources_of(names: Sequence[str]) -> Iterator[Source]:
@@ -94,8 +130,10 @@ def sources_of(names: Sequence[str]) -> Iterator[Source]:
     """
     for name in names:
         if name == STANDARD_INPUT:
-            for line in sys.stdin:
-                yield from _listed(line)
+            try:
+                yield from _listed(sys.stdin)
+            except UnicodeDecodeError as error:
+                raise UsageError("Standard input is no list of names in UTF-8, one a line.") from error
         elif name.startswith(LIST_PREFIX) and not Path(name).exists():
             yield from _of_list(name[1:])
         elif is_uri(name):
@@ -108,13 +146,9 @@ def _of_list(location: str) -> Iterator[Source]:
     try:
         with open_file(location) as file:
             if location.lower().endswith(PARQUET):
-                table = pa.parquet.ParquetFile(file)
-                for batch in table.iter_batches(columns=[PATH_COLUMN]):
-                    for name in batch.column(PATH_COLUMN).cast(pa.string()).to_pylist():
-                        yield from _listed(name or "")
+                yield from _listed(_column(pa.parquet.ParquetFile(file)))
             else:
-                for line in io.TextIOWrapper(file, encoding="utf-8"):
-                    yield from _listed(line)
+                yield from _listed(io.TextIOWrapper(file, encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{location}: cannot be read as a list of names, one a line.") from error
     except (pa.ArrowException, KeyError) as error:
@@ -123,10 +157,25 @@ def _of_list(location: str) -> Iterator[Source]:
         ) from error
 
 
-def _listed(line: str) -> Iterator[Source]:
-    """Yield the image of a line. A missing file gets a row with its error, as a list may be long."""
-    if name := line.rstrip("\r\n"):
-        yield Source(name, name)
+def _column(table: pa.parquet.ParquetFile) -> Iterator[str]:
+    for batch in table.iter_batches(columns=[PATH_COLUMN]):
+        for name in batch.column(PATH_COLUMN).cast(pa.string()).to_pylist():
+            yield name or ""
+
+
+def _listed(lines: Iterable[str]) -> Iterator[Source]:
+    """Yield the images of lines. A missing file gets a row with its error, as a list may be long."""
+    archive, of_archive = None, ""
+    for line in lines:
+        name = line.rstrip("\r\n")
+        before, sign, member = name.partition(f"{ZIP}/")  # as a table has it
+        if sign and not Path(before + ZIP).is_dir():
+            location = before + ZIP
+            if archive is None or location != of_archive:
+                archive, of_archive = Archive(location), location
+            yield Source(shown(name), location, member, archive)
+        elif name:
+            yield Source(shown(name), name)
 
 
 def _named(name: str) -> Iterator[Source]:
@@ -154,7 +203,7 @@ def _of_uri(uri: str) -> Iterator[Source]:
         for one in files_below(uri):
             if _is_called_so(PurePath(one).name):
                 found = True
-                yield Source(one, one)
+                yield Source(shown(one), one)
     except (OSError, ValueError) as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         raise UsageError(f"{uri}: cannot be read ({reason}); check the URI, and the keys to it.") from error
@@ -170,14 +219,14 @@ def _of_folder(folder: Path) -> Iterator[Source]:
             if _is_called_so(file):
                 found = True
                 path = (Path(root) / file).as_posix()
-                yield Source(path, path)
+                yield Source(shown(path), path)
     if not found:
         raise _no_images(str(folder))
 
 
 def _of_file(location: str) -> Iterator[Source]:
-    if not location.lower().endswith(".zip"):
-        yield Source(location, location)
+    if not location.lower().endswith(ZIP):
+        yield Source(shown(location), location)
         return
     try:
         with open_file(location) as file, zipfile.ZipFile(file) as archive:
@@ -186,8 +235,9 @@ def _of_file(location: str) -> Iterator[Source]:
         raise UsageError(f"{location}: is no zip archive, or damaged; pack it anew.") from error
     if not members:
         raise _no_images(location)
+    shared = Archive(location)
     for member in members:
-        yield Source(f"{location}/{member}", location, member)
+        yield Source(shown(f"{location}/{member}"), location, member, shared)
 
 
 def _no_images(name: str) -> UsageError:
