@@ -89,7 +89,7 @@ def one_by_one(classifier: Classifier, preprocessing: Preprocessing, paths: list
     for path in paths:
         inputs = torch.from_numpy(preprocessing.normalise(preprocessing(read_image(path))[np.newaxis]))
         with torch.no_grad():
-            classifier.model.network(inputs).softmax(1).numpy()
+            classifier.torch_model().network(inputs).softmax(1).numpy()
 
 
 def rate_of_products(precision: Precision) -> float:
@@ -106,7 +106,7 @@ def operations_of(classifier: Classifier) -> int:
     """Return the multiplications and additions of one image's forward pass."""
     size = classifier.model.preprocessing.image_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        classifier.model.network(torch.zeros(1, 3, size, size))
+        classifier.torch_model().network(torch.zeros(1, 3, size, size))
     return int(counter.get_total_flops())
 
 
@@ -114,7 +114,7 @@ def measure(paths: list[Path], rounds: int, batch: int) -> dict[str, Any]:
     classifiers = {key: load_model(device="cpu", engine=key[0], precision=key[1]) for key in ENGINES}
     # The original's memory format.
     original = load_model(device="cpu")
-    original.model.network.to(memory_format=torch.contiguous_format)
+    original.torch_model().network.to(memory_format=torch.contiguous_format)
     shipped = original.model.preprocessing
     few = paths[:OF_THE_ORIGINAL]
     resident = original.preprocessed([read_image(path) for path in (paths * batch)[:batch]])
@@ -187,7 +187,7 @@ def on_gpu(paths: list[Path], rounds: int) -> list[dict[str, Any]] | None:
         engine = classifier.engine
         assert isinstance(engine, TorchEngine)
         images = classifier.preprocessed([read_image(path) for path in (paths * GPU_BATCH)[:GPU_BATCH]])
-        resident = network_input(classifier.model, images).to(engine._network.conv1.weight.dtype)
+        resident = network_input(classifier.torch_model(), images).to(engine._network.conv1.weight.dtype)
 
         def resident_pass(network: CBAMResNet50 = engine._network, batch: torch.Tensor = resident) -> None:
             with torch.inference_mode():

@@ -32,7 +32,7 @@ from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import thread_count
 from cervicyte.inference.on_ray import BLOCK, RayWorkers
 from cervicyte.inference.predict import predict
-from cervicyte.network.model_file import shipped_model
+from cervicyte.network.description import shipped_model
 from cervicyte.progress import Progress
 from cervicyte.provenance import provenance, write_json
 

@@ -44,12 +44,11 @@ from cervicyte.evaluation.familiarity import (
 from cervicyte.evaluation.feature_space import DIRECTIONS, FeatureSpace, unit_length
 from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.ledger import record_opening
-from cervicyte.evaluation.run import weights_hash
 from cervicyte.images.corruptions import corrupted
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image
 from cervicyte.images.segmentation import segment
 from cervicyte.images.statistics import STATISTICS, image_statistics
-from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 from cervicyte.provenance import provenance, write_json
 
 DRAWN_SCENES = 10  # empty places on the glass that the background is cut from

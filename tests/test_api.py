@@ -352,10 +352,10 @@ def test_a_method_that_an_address_does_not_take(client):
 
 
 def test_a_failure_of_the_program_is_told_without_its_insides(client, classifier, monkeypatch, caplog):
-    def fail(images: object) -> None:
+    def fail(images: object, evidence: bool) -> None:
         raise ValueError("secret of a user")
 
-    monkeypatch.setattr(classifier, "predict", fail)
+    monkeypatch.setattr(classifier, "answered", fail)
     said = refused(client.post(f"{BASE}/predict", **form(CELL)), 500)
     assert said == "cell.png: the server failed on this image; its log says where."
     assert "secret" not in caplog.text

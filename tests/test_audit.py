@@ -18,7 +18,7 @@ from cervicyte import cli
 from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import RunFolderError, SplitError, UsageError
-from cervicyte.evaluation.run import seen_of
+from cervicyte.evaluation.seen import seen_of
 from cervicyte.explanation import audit_cells, audit_figures, cam
 from cervicyte.explanation.audit import audit_model, stratified
 from cervicyte.explanation.audit_cells import (

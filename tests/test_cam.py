@@ -366,6 +366,6 @@ def test_the_documentation_has_the_speeds_that_were_measured():
 
 
 def test_every_example_in_the_documentation_runs():
-    result = doctest.testmod(cam)
+    result = doctest.testmod(cam, extraglobs={"torch": torch, "CBAMResNet50": CBAMResNet50})
     assert result.attempted >= 6
     assert result.failed == 0

@@ -191,9 +191,9 @@ def test_a_map_has_the_verdict_that_it_has_alone(model, tmp_path):
 def test_a_verdict_is_on_what_speaks_for_the_class_alone(model, tmp_path, monkeypatch):
     asked = []
 
-    def watched(model, inputs, maps, targets, method, layer):
+    def watched(model, inputs, maps, targets, *rest):
         asked.append((maps, targets))
-        return verdicts(model, inputs, maps, targets, method, layer)
+        return verdicts(model, inputs, maps, targets, *rest)
 
     monkeypatch.setattr(gallery, "verdicts", watched)
     cell = cell_at(tmp_path, "cell.png", "Parabasal")
@@ -343,9 +343,8 @@ def test_the_share_on_padding_is_that_of_the_area_for_an_even_map_and_none_where
 def test_maps_of_a_batch_lie_on_the_originals_pixels_and_are_those_of_each_cell_alone(model, tmp_path):
     cells = [cell_at(tmp_path, f"{n}.png", "Parabasal", (30 + 20 * n, 90), n) for n in range(3)]
     subjects = subjects_of(model, cells)
-    job = gallery.MapJob(
-        model, "grad-cam++", ("layer3", "cbam4"), targets_named(CLASSES, None), "inferno", False, False
-    )
+    job = gallery._job_of(model, "grad-cam++", ("layer3", "cbam4"), None, "inferno", False, False)
+    assert isinstance(job, gallery.MapJob)
     for n, (found, subject) in enumerate(zip(list(job.explained(subjects)), subjects, strict=True)):
         (alone,) = job.explained([subject])
         assert sum(found.cell.said.probabilities.values()) == pytest.approx(1)

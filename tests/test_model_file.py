@@ -19,7 +19,7 @@ import cervicyte
 from cervicyte.errors import ModelFileError
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
-from cervicyte.network import model_file
+from cervicyte.network import description, model_file
 from cervicyte.network.backbone import load_backbone, read_state_dict
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
@@ -336,7 +336,7 @@ def test_whatever_is_changed_in_the_header_gives_the_same_weights_or_a_named_err
 
 
 def test_a_build_without_a_model_says_so_in_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(model_file, "SHIPPED_MODEL", tmp_path / "none.safetensors")
+    monkeypatch.setattr(description, "SHIPPED_MODEL", tmp_path / "none.safetensors")
     with pytest.raises(
         ModelFileError, match=r"ships no model; train one with `cervicyte train`, or name"
     ) as error:
@@ -349,17 +349,17 @@ def test_the_shipped_model_lies_in_the_package_where_the_wheel_takes_it_along():
 
     package = PROJECT / "src" / "cervicyte"
     patterns = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    place = model_file.SHIPPED_MODEL.relative_to(package)
+    place = description.SHIPPED_MODEL.relative_to(package)
     assert any(place.match(pattern) for pattern in patterns["cervicyte"])
-    if model_file.SHIPPED_MODEL.is_file():
-        assert model_file.SHIPPED_MODEL.stat().st_size <= 50_000_000
-        assert load_model_file(model_file.SHIPPED_MODEL).metadata["seen"]["sha256"]
+    if description.SHIPPED_MODEL.is_file():
+        assert description.SHIPPED_MODEL.stat().st_size <= 50_000_000
+        assert load_model_file(description.SHIPPED_MODEL).metadata["seen"]["sha256"]
 
 
 def test_load_model_takes_a_path_or_the_shipped_model(shipped, monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     given = cervicyte.load_model(str(shipped), device="cpu").predict([image])[0]
-    monkeypatch.setattr(model_file, "SHIPPED_MODEL", shipped)
+    monkeypatch.setattr(description, "SHIPPED_MODEL", shipped)
     assert cervicyte.load_model(device="cpu").predict([image])[0] == given
     assert tuple(given.probabilities) == NAMES
 

@@ -14,7 +14,8 @@ from cervicyte.evaluation.calibration import read_calibration
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.evaluation.tables import evaluate_predictions, read_predictions
 from cervicyte.evaluation.together import LEFT_OUT_NAME
-from cervicyte.network.model_file import load_model_file, shipped_model
+from cervicyte.network.description import shipped_model
+from cervicyte.network.model_file import load_model_file
 from cervicyte.provenance import sha256_of_file
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cervicyte.cli import app
-from cervicyte.network.model_file import Metadata, ModelFile, load_model_file, save_model
+from cervicyte.network.description import Metadata
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY
 

@@ -29,7 +29,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("private") / "my_run" / "best_model.pth"
-    save_model(path, small_classifier().model)
+    save_model(path, small_classifier().torch_model())
     return path
 
 

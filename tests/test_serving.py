@@ -35,16 +35,16 @@ def classifier() -> Classifier:
 def slow(classifier, monkeypatch) -> Iterator[threading.Event]:
     """Hold the network until the event is set, from its second batch on (the first is the warm-up)."""
     go = threading.Event()
-    plain = classifier.predict
+    plain = classifier.answered
     calls = []
 
-    def held(images: Any) -> Any:
+    def held(images: Any, evidence: bool) -> Any:
         calls.append(len(images))
         if len(calls) > 1:
             assert go.wait(30)
-        return plain(images)
+        return plain(images, evidence)
 
-    monkeypatch.setattr(classifier, "predict", held)
+    monkeypatch.setattr(classifier, "answered", held)
     yield go
     go.set()
 
@@ -192,14 +192,14 @@ def test_a_closed_connection_is_not_worked_for_and_harms_no_other(classifier, sl
 
 
 def test_one_image_on_which_the_program_fails_does_not_take_others_along(classifier, monkeypatch):
-    plain = classifier.predict
+    plain = classifier.answered
 
-    def fail(images: list[np.ndarray]) -> Any:
+    def fail(images: list[np.ndarray], evidence: bool) -> Any:
         if any(image.shape[:2] == (13, 13) for image in images):
             raise RuntimeError("this shape")
-        return plain(images)
+        return plain(images, evidence)
 
-    monkeypatch.setattr(classifier, "predict", fail)
+    monkeypatch.setattr(classifier, "answered", fail)
     batcher = Batcher(classifier)
     together = [
         Asked(png_of(0), "a"),

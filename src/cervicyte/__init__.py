@@ -18,17 +18,18 @@ __version__ = "0.1.0"
 def load_model(
     path: str | Path | None = None,
     device: str = "auto",
-    engine: str = "torch",
+    engine: str | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     head: str | None = None,
 ) -> Classifier:
     """Load a model that answers for images: `predict` for classes, `explain` for maps.
 
     Args:
-        path: a model file of Cervicyte (`.safetensors`, `.pth`) or of the original notebook; None is the
-            model that ships in the package.
+        path: a model file of Cervicyte (`.safetensors`, `.pth`) or of the original notebook, or a graph that
+            `cervicyte export` wrote (`.onnx`, `.xml`); None is the model that ships in the package.
         device: as PyTorch names it; `auto` is a CUDA device if there is one.
-        engine: `torch`, `onnx` or `openvino`, or `auto`, the fastest that is installed and right.
+        engine: `torch`, `onnx` or `openvino`, or `auto`, the fastest that is installed and right. None is
+            torch, or `auto` where torch is not installed or a graph is given.
         precision: of its multiplications.
         head: the class list to answer in, of a model that was trained on several data sets together; None
             is the first.
@@ -44,7 +45,7 @@ def load_model(
         'Parabasal'
     """
     from cervicyte.inference.classifier import Classifier
-    from cervicyte.network.model_file import shipped_model
+    from cervicyte.network.description import shipped_model
 
     named = shipped_model() if path is None else Path(path)
     return Classifier.from_file(named, device, engine, precision, head)

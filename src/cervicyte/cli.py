@@ -18,6 +18,8 @@ from cervicyte.errors import CervicyteError, UsageError
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 DEFAULT_RUN = Path("cbam_resnet50_cervical")
+OF_TORCH = {"torch", "torchvision", "accelerate", "cleanlab"}
+"""What an installation for answering alone, `cervicyte[light]`, leaves out."""
 
 
 class PlainErrors(TyperGroup):
@@ -35,6 +37,15 @@ class PlainErrors(TyperGroup):
             reason = (error.strerror or "cannot be used").lower()
             typer.secho(
                 f"Error: {error.filename}: {reason}; check the path, its permissions and the disk.",
+                fg="red",
+                err=True,
+            )
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in OF_TORCH:
+                raise
+            typer.secho(
+                f"Error: cervicyte {ctx.invoked_subcommand} needs torch; install it with: pip install "
+                "'cervicyte[train]'.",
                 fg="red",
                 err=True,
             )
@@ -66,6 +77,27 @@ Model = Annotated[
         "with Cervicyte.",
         show_default=False,
     ),
+]
+Answering = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A model file, .safetensors or .pth, ours or the original's, or an exported .onnx or .xml; "
+        "without one, the model that ships with Cervicyte.",
+        show_default=False,
+    ),
+]
+EngineName = Annotated[
+    Literal["auto", "torch", "onnx", "openvino"] | None,
+    typer.Option(
+        "--engine",
+        help="What computes; auto: the fastest that is installed and right. Default: torch, or auto where "
+        "torch is not installed or a graph is given.",
+        show_default=False,
+    ),
+]
+OfMultiplications = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option("--precision", help="Of the engine's multiplications; bfloat16 is faster."),
 ]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="Settings in YAML; see docs/recipe.md.")]
 Settings = Annotated[
@@ -652,17 +684,19 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The table, .csv or .parquet.")] = Path("predictions.csv"),
-    model: Annotated[Path | None, typer.Option(help="Another model than the one that ships.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Another model than the one that ships; an exported graph, too.")
+    ] = None,
     engine: Annotated[
-        Literal["auto", "torch", "onnx", "openvino", "ray"],
+        Literal["auto", "torch", "onnx", "openvino", "ray"] | None,
         typer.Option(
             help="What computes; auto: the fastest that is installed and right; ray: many processes or "
-            "machines, see docs/scale.md."
+            "machines, see docs/scale.md. Default: torch, or auto where torch is not installed or a graph is "
+            "given.",
+            show_default=False,
         ),
-    ] = "torch",
-    precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of its multiplications; bfloat16 is faster.")
-    ] = "float32",
+    ] = None,
+    precision: OfMultiplications = "float32",
     ray_address: Annotated[
         str | None,
         typer.Option(
@@ -693,6 +727,10 @@ def predict(
     workers = None
     if engine == "ray":
         from cervicyte.inference.on_ray import RayWorkers
+        from cervicyte.network.frozen import is_graph
+
+        if is_graph(file):
+            raise UsageError(f"--engine ray: {file} is a graph, and workers take a model file; name one.")
 
         workers = RayWorkers(file, ray_address, ray_threads or 1)
         engine = ray_engine or "torch"
@@ -758,7 +796,10 @@ def explain(
     ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Of layer1, cbam1 … layer4, cbam4; repeatable. Default: layer4; gates: all."),
+        typer.Option(
+            help="Of layer1, cbam1 … layer4, cbam4; repeatable. Default: layer4, with another engine than "
+            "torch the last; gates: all."
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -783,24 +824,27 @@ def explain(
         bool, typer.Option("--verdict/--no-verdict", help="Hold each map against controls; takes most time.")
     ] = True,
     head: HeadName = None,
+    engine: EngineName = None,
+    precision: OfMultiplications = "float32",
     force: Force = False,
 ) -> None:
     """Show where in each cell the network sees evidence for a class, or which places its gates pass on."""
     from cervicyte.explanation.cam import DEFAULT_METHOD
     from cervicyte.explanation.gallery import explain_cells
     from cervicyte.explanation.samples import choose_cells
-    from cervicyte.network.heads import load_with_head
-    from cervicyte.network.model_file import SAFETENSORS
+    from cervicyte.inference.classifier import Classifier
+    from cervicyte.network.description import SAFETENSORS
+    from cervicyte.network.frozen import is_graph
     from cervicyte.progress import TerminalProgress
 
-    if model is None and images[0].suffix in (".pth", SAFETENSORS):
+    if model is None and (images[0].suffix in (".pth", SAFETENSORS) or is_graph(images[0])):
         model, *images = images
     if not images:
         raise UsageError(f"{model}: is all that was named; name one image or folder at least, too.")
-    loaded = load_with_head(_model_file(model), head)
-    chosen, notes = choose_cells(loaded, images, limit, allow_seen)
+    classifier = Classifier.from_file(_model_file(model), "cpu", engine, precision, head)
+    chosen, notes = choose_cells(classifier.model, images, limit, allow_seen)
     gallery = explain_cells(
-        loaded,
+        classifier.model,
         chosen,
         out,
         method=method or DEFAULT_METHOD,
@@ -811,6 +855,7 @@ def explain(
         with_verdicts=verdict,
         force=force,
         notes=notes,
+        engine=None if classifier.engine.name == "torch" else classifier.engine,
         command=_command_line(),
         progress=TerminalProgress(),
     )
@@ -921,15 +966,15 @@ def export(
 
 @app.command()
 def card(
-    model: Model = None,
+    model: Answering = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file that takes the card.")] = None,
 ) -> None:
     """Show what a model is for, what is known of it and what is not, from its file alone."""
     from cervicyte.evaluation.model_card import model_card
-    from cervicyte.network.model_file import load_model_file
+    from cervicyte.network.frozen import load_described
     from cervicyte.provenance import write_text
 
-    text = model_card(load_model_file(_model_file(model)))
+    text = model_card(load_described(_model_file(model)))
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -958,7 +1003,7 @@ def report(
 
 @app.command()
 def serve(
-    model: Model = None,
+    model: Answering = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine's own loopback need a token.")
     ] = "127.0.0.1",
@@ -981,6 +1026,8 @@ def serve(
         Path | None, typer.Option(help="Keep what readers call the cells in this file; off without it.")
     ] = None,
     head: HeadName = None,
+    engine: EngineName = None,
+    precision: OfMultiplications = "float32",
 ) -> None:
     """Open the dashboard in the browser."""
     from cervicyte.dashboard.server import serve
@@ -997,6 +1044,8 @@ def serve(
         root_path=root_path,
         log=log,
         head=head,
+        engine=engine,
+        precision=precision,
     )
 
 
@@ -1057,7 +1106,7 @@ def demo(
 
 
 def _model_file(named: Path | None) -> Path:
-    from cervicyte.network.model_file import shipped_model
+    from cervicyte.network.description import shipped_model
 
     return shipped_model() if named is None else named
 

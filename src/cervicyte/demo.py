@@ -20,7 +20,8 @@ from cervicyte.evaluation.run import SPLIT_NAME, train_and_evaluate
 from cervicyte.explanation.gallery import explain_cells
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import SHIPPED_MODEL, load_model_file, weights_hash
+from cervicyte.network.description import SHIPPED_MODEL
+from cervicyte.network.model_file import load_model_file
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
 from cervicyte.training.loop import MODEL_NAME
@@ -126,5 +127,5 @@ def recognised(classifier: Classifier, cells: Path, progress: Progress = SILENT)
         "recognised": float(np.mean(right)),
         "recognised_of": {name: float(np.mean(np.array(right)[labels == name])) for name in dataset.classes},
         "flagged": float(np.mean(flagged)) if classifier.answerer.familiarity else None,
-        "weights_sha256": weights_hash(classifier.model.network),
+        "weights_sha256": classifier.model.weights_sha256,
     }

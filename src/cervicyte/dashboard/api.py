@@ -53,7 +53,6 @@ from cervicyte.evaluation.model_card import model_card
 from cervicyte.explanation import cam
 from cervicyte.explanation.colours import overlay
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import weights_hash
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 PREFIX = "/api/v1"
@@ -285,7 +284,9 @@ def build_api(classifier: Classifier, model_name: str, batcher: Batcher, monitor
             list[str] | None, Query(description="Of which maps are wanted; all unless given.", alias="class")
         ] = None,
         method: Annotated[str, Query(description=f"One of {', '.join(cam.METHODS)}.")] = cam.DEFAULT_METHOD,
-        layer: Annotated[str, Query(description="Of the network, see `/model`.")] = cam.DEFAULT_LAYER,
+        layer: Annotated[
+            str | None, Query(description="Of the network, see `/model`, which names the default, too.")
+        ] = None,
         maps: Annotated[
             Literal["overlay", "values", "both"], Query(description="As pictures, as numbers, or both.")
         ] = "overlay",
@@ -297,8 +298,8 @@ def build_api(classifier: Classifier, model_name: str, batcher: Batcher, monitor
         for name in classes or ():
             if name not in names:
                 raise ProblemError(422, f"There is no class {name!r}; choose from {', '.join(names)}.")
-        cam.method_named(method)
-        cam.check_layers(classifier.model.network, [layer])
+        layer = layer or classifier.default_layer
+        classifier.check_map(layer, method)
         wanted = Wanted(tuple(dict.fromkeys(classes or names)), layer, method, verdict)
         return await asking.answer(request, wanted, maps)
 
@@ -339,10 +340,10 @@ def about_model(classifier: Classifier, model: Model) -> AboutModel:
         model=model,
         class_names=list(classifier.class_names),
         image_size=classifier.model.preprocessing.image_size,
-        methods=list(cam.METHODS),
-        layers=list(classifier.model.network.layers),
+        methods=list(classifier.methods),
+        layers=list(classifier.layers),
         default_method=cam.DEFAULT_METHOD,
-        default_layer=cam.DEFAULT_LAYER,
+        default_layer=classifier.default_layer,
         notes=list(classifier.answerer.notes),
         cross_validation={name: Figure.model_validate(figure) for name, figure in figures.items()},
         card=model_card(classifier.model),
@@ -355,9 +356,7 @@ class Asking:
 
     def __init__(self, classifier: Classifier, model_name: str, batcher: Batcher, monitor: Monitor) -> None:
         """Take what `build_api` was given."""
-        self.model = Model(
-            name=model_name, sha256=weights_hash(classifier.model.network), version=__version__
-        )
+        self.model = Model(name=model_name, sha256=classifier.model.weights_sha256, version=__version__)
         self.notes = list(classifier.answerer.notes)
         self.batcher = batcher
         self.monitor = monitor

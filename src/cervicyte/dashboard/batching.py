@@ -111,7 +111,7 @@ class Batcher:
         self.classifier = classifier
         self.ready = threading.Event()
         self._most_waiting = most_waiting
-        self._at_once = IMAGES_AT_ONCE.get(classifier.device.type, BATCH)
+        self._at_once = IMAGES_AT_ONCE.get(classifier.device.split(":")[0], BATCH)
         self._on_batch = on_batch
         self._waiting: deque[Asked] = deque()
         self._changed = threading.Condition()
@@ -196,7 +196,10 @@ class Batcher:
             return
         self._on_batch(len(part))
         try:
-            predictions = self.classifier.predict([image for _, image in part])
+            wanted = [asked.wanted for asked, _ in part if asked.wanted is not None]
+            # With an engine that gives maps along, there is no second pass for them.
+            evidence = any(self.classifier.in_one_pass(one.layer, one.method) for one in wanted)
+            predictions = self.classifier.answered([image for _, image in part], evidence)
         except Exception as error:
             if len(part) == 1:
                 log_failure(error)
@@ -205,11 +208,12 @@ class Batcher:
             for one in part:  # one image's failure is not to be the others'
                 self._answer_decoded([one])
             return
-        answered = [(*one, prediction) for one, prediction in zip(part, predictions, strict=True)]
+        answered = [(*one, *found) for one, found in zip(part, predictions, strict=True)]
         # Maps take longer: who wants none does not wait for them.
-        for asked, image, prediction in sorted(answered, key=lambda one: one[0].wanted is not None):
+        answered.sort(key=lambda one: one[0].wanted is not None)
+        for asked, image, prediction, evidence_of_it in answered:
             try:
-                found = self._found(asked.wanted, image, prediction)
+                found = self._found(asked.wanted, image, prediction, evidence_of_it)
             except Exception as error:
                 if not isinstance(error, CervicyteError):
                     log_failure(error)
@@ -217,11 +221,20 @@ class Batcher:
             else:
                 asked.answer.set_result(found)
 
-    def _found(self, wanted: Wanted | None, image: np.ndarray, prediction: Prediction) -> Found:
+    def _found(
+        self,
+        wanted: Wanted | None,
+        image: np.ndarray,
+        prediction: Prediction,
+        evidence: np.ndarray | None,
+    ) -> Found:
         height, width = image.shape[:2]
         if wanted is None:
             return Found(None, height, width, prediction, {}, None)
-        maps = self.classifier.explain(image, wanted.classes, wanted.layer, wanted.method)
+        if evidence is not None and self.classifier.in_one_pass(wanted.layer, wanted.method):
+            maps = self.classifier.maps_of(image, evidence, wanted.classes)
+        else:
+            maps = self.classifier.explain(image, wanted.classes, wanted.layer, wanted.method)
         verdict = None
         if wanted.with_verdict:
             preprocessed = self.classifier.model.preprocessing(image)

@@ -93,7 +93,11 @@ class Looked:
             UsageError: unknown class, method or layer.
         """
         if not self.overlays or (method, layer) != (self.method, self.layer):
-            maps = classifier.explain(self.image, layer=layer, method=method)
+            evidence = self.entry.evidence
+            if evidence is not None and classifier.in_one_pass(layer, method):
+                maps = classifier.maps_of(self.image, evidence)
+            else:
+                maps = classifier.explain(self.image, layer=layer, method=method)
             highest = max(float(values.max()) for values in maps.values())
             height, width = self.shown.shape[:2]
             shrunk = {
@@ -129,6 +133,7 @@ def look(classifier: Classifier, entry: Entry) -> Looked:
         shown,
         segment(shown),
         entry.prediction.class_name,
+        layer=classifier.default_layer,
     )
     looked.explain(classifier, looked.class_name, looked.method, looked.layer)
     return looked
@@ -283,10 +288,11 @@ def choices_html(classifier: Classifier, looked: Looked) -> str:
     methods = "".join(
         f'<option value="{key}"{" selected" if key == looked.method else ""}>{method.title}</option>'
         for key, method in cam.METHODS.items()
+        if key in classifier.methods
     )
     layers = "".join(
         f"<option{' selected' if layer == looked.layer else ''}>{layer}</option>"
-        for layer in classifier.model.network.layers
+        for layer in classifier.layers
     )
     return (
         '<div class="choices"><label>Method '

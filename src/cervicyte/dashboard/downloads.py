@@ -31,7 +31,6 @@ from cervicyte.explanation.panels import percent
 from cervicyte.images.segmentation import Outlines
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.predict import ERROR, header_of, values_of
-from cervicyte.network.model_file import weights_hash
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 A4 = (8.27, 11.69)  # inches
@@ -74,9 +73,7 @@ class Source:
     @property
     def model_line(self) -> str:
         """The model and its hash, in a line."""
-        return (
-            f"Model {self.model_name}, SHA-256 of the weights {weights_hash(self.classifier.model.network)}"
-        )
+        return f"Model {self.model_name}, SHA-256 of the weights {self.classifier.model.weights_sha256}"
 
 
 def download_of_cell(source: Source, kind: str) -> Download | None:

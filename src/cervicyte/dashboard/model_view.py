@@ -17,7 +17,7 @@ from cervicyte.evaluation.model_card import (
     validated_title,
 )
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import Metadata
+from cervicyte.network.description import Metadata
 from cervicyte.pages import table
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "abnormal_called_normal")

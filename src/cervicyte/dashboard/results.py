@@ -12,7 +12,6 @@ from cervicyte import __version__
 from cervicyte.dashboard.cell_view import Looked
 from cervicyte.dashboard.worklist import Entry, Worklist
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import weights_hash
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SCHEMA_ID = "urn:cervicyte:schemas:results-1"
@@ -123,7 +122,7 @@ def results_of(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelFacts(
             name=model_name,
-            weights_sha256=weights_hash(model.network),
+            weights_sha256=model.weights_sha256,
             preprocessing_fingerprint=model.preprocessing.fingerprint(),
             classes=list(classifier.class_names),
         ),

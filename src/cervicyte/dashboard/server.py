@@ -46,6 +46,7 @@ from cervicyte.dashboard.styles import CSS, HEAD, THEME
 from cervicyte.dashboard.uploads import new_folder_name, private_folder
 from cervicyte.errors import UsageError
 from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.engines import Precision
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SECONDS_FOR_OPEN_PAGES = 1  # to let go when the server ends; a page holds its connection for ever
@@ -73,21 +74,24 @@ def build_app(
     access: Access = Access(),
     reading_log: ReadingLog | None = None,
     head: str | None = None,
+    engine: str | None = None,
+    precision: Precision = "float32",
 ) -> FastAPI:
     """Return the dashboard of a model file: the page at `/`, the API at `PREFIX`, its health at `/health`.
 
     Args:
-        model_path: a model file, see `load_model_file`.
+        model_path: a model file or an exported graph, see `Classifier.from_file`.
         with_verdicts: whether maps are held against controls.
         access: who may ask.
         reading_log: takes what readers call the cells; None keeps nothing.
         head: the class list to answer in, see `network.heads`.
+        engine, precision: see `choice.engine_for`. Another engine than torch gives maps with the answer.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
         UsageError: it has no such head.
     """
-    classifier = Classifier.from_file(model_path, head=head)
+    classifier = Classifier.from_file(model_path, engine=engine, precision=precision, head=head)
     # The folder names the run; its parents are nobody's business.
     name = "/".join(Path(model_path).resolve().parts[-2:])
     uploads = new_folder_name()
@@ -153,11 +157,13 @@ def serve(
     root_path: str = "",
     log: Path | None = None,
     head: str | None = None,
+    engine: str | None = None,
+    precision: Precision = "float32",
 ) -> None:
     """Serve the dashboard until Ctrl-C; print its address when it is ready.
 
     Args:
-        model_path: a model file, see `load_model_file`.
+        model_path: a model file or an exported graph, see `Classifier.from_file`.
         host: only this machine can reach the default; any other needs a token.
         port: 0 takes a free one.
         open_browser: open the page when it is ready.
@@ -169,6 +175,7 @@ def serve(
         root_path: under which a proxy shows the server, such as `/cells`.
         log: a reading log, which is made if it is not there; see `ReadingLog`.
         head: the class list to answer in, of a model that has several.
+        engine, precision: see `choice.engine_for`.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
@@ -182,7 +189,7 @@ def serve(
     with _bound(host, port) as listener:
         reading_log = None if log is None else ReadingLog(log)
         access = Access(own_names(host, allowed_names), chosen, root_path)
-        app = build_app(model_path, with_verdicts, access, reading_log, head)
+        app = build_app(model_path, with_verdicts, access, reading_log, head, engine, precision)
         shown_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host
         address = f"http://{shown_host}:{listener.getsockname()[1]}"

@@ -16,6 +16,7 @@ from cervicyte.dashboard.limits import MAX_PIXELS
 from cervicyte.dashboard.markup import thumbnail
 from cervicyte.datasets.classes import Grouping, grouping_of
 from cervicyte.errors import ImageError
+from cervicyte.explanation import cam
 from cervicyte.explanation.panels import percent
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
@@ -40,6 +41,7 @@ class Entry:
         thumbnail: address that carries its pixels.
         prediction: None where there is an error.
         error: why it could not be read, a sentence.
+        evidence: float32 [C, h, w], where the classifier gives it with the prediction.
     """
 
     key: int
@@ -51,6 +53,7 @@ class Entry:
     thumbnail: str = ""
     prediction: Prediction | None = None
     error: str = ""
+    evidence: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def image(self) -> np.ndarray:
         """Return the image, uint8 [H, W, 3], RGB."""
@@ -136,8 +139,9 @@ class Worklist:
 
     def _answer(self, classifier: Classifier, waiting: list[tuple[Arrived, np.ndarray]]) -> None:
         """Answer for what has been read, and forget its pixels."""
-        predictions = classifier.predict([image for _, image in waiting])
-        for (one, image), prediction in zip(waiting, predictions, strict=True):
+        with_evidence = classifier.in_one_pass(classifier.default_layer, cam.DEFAULT_METHOD)
+        answered = classifier.answered([image for _, image in waiting], with_evidence)
+        for (one, image), (prediction, evidence) in zip(waiting, answered, strict=True):
             self._add(
                 Entry(
                     0,
@@ -148,6 +152,7 @@ class Worklist:
                     width=image.shape[1],
                     thumbnail=thumbnail(image),
                     prediction=prediction,
+                    evidence=evidence,
                 )
             )
         waiting.clear()

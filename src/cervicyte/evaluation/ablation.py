@@ -32,7 +32,8 @@ from cervicyte.evaluation.cross_validation import (
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import ANSWERS_NAME, FIGURES, ask_elsewhere, elsewhere_statistic
 from cervicyte.evaluation.predictions import logits_of, predictions_table, softmax
-from cervicyte.evaluation.run import NOT_PATIENTS, RECIPE_NAME, labelled_images
+from cervicyte.evaluation.run import RECIPE_NAME, labelled_images
+from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import read_predictions, write_table
 from cervicyte.metrics import Statistic
 from cervicyte.network.model_file import load_model_file

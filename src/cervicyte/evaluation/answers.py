@@ -24,18 +24,17 @@ from cervicyte.evaluation.familiarity import (
     fit_familiarity,
     fit_spaces,
 )
-from cervicyte.evaluation.features import logits_of_means, pooled_features
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH, logistic, predictions_table, softmax
 from cervicyte.evaluation.tables import ANSWER_COLUMNS
 from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import background_of, image_statistics
+from cervicyte.network.description import Described
 from cervicyte.network.heads import abnormal_unit
-from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
-from cervicyte.training.cells import READING_THREADS
 
-if TYPE_CHECKING:  # its room brings accelerate along, which takes a second to come
+if TYPE_CHECKING:  # torch and accelerate take seconds to come, and answering needs them not
+    from cervicyte.network.model_file import ModelFile
     from cervicyte.training.loop import LabelledImages
 
 Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
@@ -107,7 +106,7 @@ class Answerer:
     abnormal_unit: tuple[np.ndarray, float] | None = None
 
     @classmethod
-    def of(cls, model: ModelFile) -> Answerer:
+    def of(cls, model: Described) -> Answerer:
         """Read what a model carries.
 
         Raises:
@@ -214,6 +213,8 @@ def answers_for(
         images: as they were read, uint8 [H, W, 3] each; looked at only if the model knows what is usual.
         inputs: the same, preprocessed, uint8 [N, S, S, 3].
     """
+    from cervicyte.evaluation.features import logits_of_means, pooled_features
+
     features = pooled_features(model.network, inputs, model.preprocessing)
     logits = logits_of_means(model.network, features["stage4"])
     asked_for = images if answerer.familiarity is not None else ()
@@ -243,6 +244,8 @@ def answered_cells(
         ImageError: a file cannot be read; the text names it.
         CalibrationError, FamiliarityError: what the model answers by is damaged.
     """
+    from cervicyte.training.cells import READING_THREADS
+
     answerer = Answerer.of(model)
     answers: list[Prediction] = []
     progress.start(title, len(cells))
@@ -307,6 +310,8 @@ def fit_answers(
         held_out, held_out_cells: that did not, in whole groups.
         progress: is told of every step.
     """
+    from cervicyte.evaluation.features import logits_of_means, pooled_features
+
     of_training, of_held_out = (
         pooled_features(model.network, images, model.preprocessing, progress, f"Features of {part} cells")
         for part, images in (("training", training.images), ("validation", held_out.images))

@@ -24,7 +24,7 @@ from cervicyte import metrics
 from cervicyte.errors import CalibrationError
 from cervicyte.evaluation.prediction_sets import SET_LEVEL, fewest_groups, prediction_sets, threshold_of
 from cervicyte.evaluation.tables import arrays_of
-from cervicyte.network.model_file import ModelFile
+from cervicyte.network.description import Described
 
 CALIBRATION_NAME = "calibration.json"
 COVERAGE = 0.9  # share of cells that are answered, not declined
@@ -163,7 +163,7 @@ def read_calibration(path: Path) -> Calibration:
     return Calibration.from_json(content["calibration"], str(path))
 
 
-def calibration_of(model: ModelFile) -> Calibration | None:
+def calibration_of(model: Described) -> Calibration | None:
     """Return the calibration that a model carries, None if it carries none.
 
     Raises:

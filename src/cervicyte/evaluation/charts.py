@@ -23,7 +23,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from cervicyte import metrics
 from cervicyte.evaluation.tables import UNDEFINED, Evaluation
@@ -155,6 +154,8 @@ def best_epoch(history: pd.DataFrame) -> int:
 @styled
 def roc_figure(evaluation: Evaluation) -> Figure:
     """Draw the ROC curve of each class against the rest."""
+    from sklearn.metrics import roc_curve  # takes a second to come, and a model card needs it not
+
     figure, axes = _square(
         len(evaluation.class_names), "1 \N{MINUS SIGN} specificity", "Recall (sensitivity)"
     )
@@ -172,6 +173,8 @@ def roc_figure(evaluation: Evaluation) -> Figure:
 @styled
 def precision_recall_figure(evaluation: Evaluation) -> Figure:
     """Draw the precision-recall curve of each class, with its average precision."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     figure, axes = _square(len(evaluation.class_names), "Recall", "Precision")
     for index, name in enumerate(evaluation.class_names):
         positive = evaluation.truth == index

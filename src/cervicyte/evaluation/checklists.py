@@ -25,10 +25,12 @@ from cervicyte.evaluation.cross_validation import POOLED_NAME, SUMMARY_NAME
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.model_card import TERMS
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES, figures_of
-from cervicyte.evaluation.run import NOT_PATIENTS, read_metrics
+from cervicyte.evaluation.run import read_metrics
+from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import FIRST_COLUMNS, PREDICTIONS_NAME, evaluate_predictions
 from cervicyte.metrics import DRAWS
-from cervicyte.network.model_file import Metadata, load_model_file
+from cervicyte.network.description import Metadata
+from cervicyte.network.model_file import load_model_file
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 from cervicyte.training.loop import MODEL_NAME

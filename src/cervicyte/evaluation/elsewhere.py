@@ -26,11 +26,11 @@ from cervicyte.evaluation.answers import UNLIKE, answered_cells
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.prediction_sets import SEPARATOR
-from cervicyte.evaluation.run import NOT_PATIENTS, refuse_seen, weights_hash
+from cervicyte.evaluation.seen import NOT_PATIENTS, refuse_seen
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.reader import read_image
 from cervicyte.metrics import Statistic
-from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 from cervicyte.pages import plural
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text

@@ -23,18 +23,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from scipy.special import log_ndtr, ndtri
-from torch import Tensor
 
 from cervicyte.errors import FamiliarityError
-from cervicyte.evaluation.feature_space import REMEDY, FeatureSpace
-from cervicyte.evaluation.features import STAGES
+from cervicyte.evaluation.feature_space import REMEDY, STAGES, FeatureSpace
 from cervicyte.images.statistics import STATISTICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNLIKE_RATE = 0.02  # of home cells that are flagged all the same
 NOT_A_CELL = 5.0  # standard deviations of the features' score; docs/unlike_training.md says why
@@ -209,7 +210,7 @@ class Familiarity:
 
     @classmethod
     def from_parts(
-        cls, content: Any, tensors: Mapping[str, Tensor], name: str = "The familiarity"
+        cls, content: Any, tensors: Mapping[str, Any], name: str = "The familiarity"
     ) -> Familiarity:
         """Read what `to_json` and `tensors` returned.
 

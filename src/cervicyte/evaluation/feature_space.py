@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cervicyte.errors import FamiliarityError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STAGES = ("stage2", "stage4")
+"""Of which means are kept: the second has colours and textures, the last what they add up to."""
 DIRECTIONS = 128  # of the principal subspace; docs/unlike_training.md says what was compared
 REMEDY = "fit it anew on the model's training cells"
 NAMES = ("means", "directions", "variances")
@@ -98,16 +102,18 @@ class FeatureSpace:
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the arrays as tensors by name, which `from_tensors` reads."""
+        import torch
+
         return {prefix + name: torch.from_numpy(getattr(self, name).copy()) for name in NAMES}
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, Tensor], prefix: str, name: str = "The feature space"
+        cls, tensors: Mapping[str, Any], prefix: str, name: str = "The feature space"
     ) -> FeatureSpace:
         """Read what `tensors` returned; others beside them are left alone.
 
         Args:
-            tensors: by name.
+            tensors: by name, of torch or of NumPy.
             prefix: of the names.
             name: where they come from, with which an error begins.
 
@@ -115,7 +121,7 @@ class FeatureSpace:
             FamiliarityError: one is missing, of another shape or kind, or not finite.
         """
         try:
-            means, directions, variances = (tensors[prefix + each].cpu().numpy() for each in NAMES)
+            means, directions, variances = (np.asarray(tensors[prefix + each]) for each in NAMES)
         except KeyError as error:
             raise FamiliarityError(f"{name}: lacks the tensor {error.args[0]}; {REMEDY}.") from error
         fits = (

@@ -6,14 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cervicyte.evaluation.feature_space import STAGES
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import normalised
-
-STAGES = ("stage2", "stage4")
-"""Of which means are kept: the second has colours and textures, the last what they add up to."""
 
 
 def stage_activations(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:

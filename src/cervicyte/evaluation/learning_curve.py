@@ -28,7 +28,7 @@ from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
 from cervicyte.evaluation.features import logits_of_means, pooled_features
 from cervicyte.evaluation.frozen_network import fit_logistic
-from cervicyte.evaluation.run import NOT_PATIENTS, refuse_seen
+from cervicyte.evaluation.seen import NOT_PATIENTS, refuse_seen
 from cervicyte.evaluation.tables import write_table
 from cervicyte.metrics import Estimate
 from cervicyte.network.backbone import load_backbone

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cervicyte.datasets.classes import CITATIONS, grouping_of, proper_names
+from cervicyte.datasets.splits import PARTS
 from cervicyte.evaluation.cross_fitting import AFTER, BEFORE
 from cervicyte.evaluation.cross_validation_page import DECIMALS, interval_text, number_text, title_of_figure
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES
-from cervicyte.evaluation.run import NOT_PATIENTS, PARTS, note_on_unknown_training, weights_hash
+from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training
 from cervicyte.evaluation.tables import UNDEFINED
+from cervicyte.network.description import Described, Metadata
 from cervicyte.network.heads import heads_of
-from cervicyte.network.model_file import Metadata, ModelFile
 from cervicyte.pages import flat_facts, title_of
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -36,7 +37,7 @@ TERMS = {
 }
 
 
-def model_card(model: ModelFile) -> str:
+def model_card(model: Described) -> str:
     """Return the card of a model as Markdown."""
     about = Metadata.model_validate(model.metadata)
     sections: dict[str, Iterable[str]] = {
@@ -75,7 +76,7 @@ def _intended_use(class_names: Sequence[str]) -> Iterable[str]:
     )
 
 
-def _classes(model: ModelFile) -> Iterable[str]:
+def _classes(model: Described) -> Iterable[str]:
     heads = {head.name: head for head in heads_of(model)}
     if chosen := heads.get(str(model.metadata.get("head"))):
         rows = [
@@ -95,7 +96,7 @@ def _classes(model: ModelFile) -> Iterable[str]:
     yield _table(("Class", "Grouping by the data set's authors"), rows)
 
 
-def _data(model: ModelFile, about: Metadata) -> Iterable[str]:
+def _data(model: Described, about: Metadata) -> Iterable[str]:
     if about.data is None:
         yield "The file does not name the data."
     else:
@@ -117,7 +118,7 @@ def _data(model: ModelFile, about: Metadata) -> Iterable[str]:
     yield "\n".join(f"- {caveat}" for caveat in caveats if caveat != about.leak)
 
 
-def _training(model: ModelFile, about: Metadata) -> Iterable[str]:
+def _training(model: Described, about: Metadata) -> Iterable[str]:
     if model.original:
         yield "By the original notebook; the file says no more of it."
         return
@@ -127,7 +128,7 @@ def _training(model: ModelFile, about: Metadata) -> Iterable[str]:
             "backbone": about.backbone,
             "started_from": {key: about.parent.get(key) for key in ("file", "sha256", "data")},
             "classifier": about.classifier,
-            "placement": model.network.placement,
+            "placement": model.placement,
             **{key: about.recipe[key] for key in OF_THE_RECIPE if key in about.recipe},
             "epoch_that_was_kept": model.epoch or None,
             "its_validation_accuracy": f"{100 * model.best_validation_accuracy:.1f} %"
@@ -147,7 +148,7 @@ def _adaptation(about: Metadata) -> Iterable[str]:
     yield _facts(about.adaptation)
 
 
-def _figures(model: ModelFile, about: Metadata) -> Iterable[str]:
+def _figures(model: Described, about: Metadata) -> Iterable[str]:
     tested, of_classes = (about.metrics.get(key) or {} for key in ("test", "test_per_class"))
     validated = cross_validated(about)
     if not tested and not validated:
@@ -213,12 +214,12 @@ def _known_failures(about: Metadata) -> Iterable[str]:
     yield f"- Abnormal cells called normal: {'; '.join(called) or NOT_MEASURED}."
 
 
-def _weights_and_preprocessing(model: ModelFile) -> Iterable[str]:
+def _weights_and_preprocessing(model: Described) -> Iterable[str]:
     yield _facts(
         {
-            "sha256_of_the_weights": weights_hash(model.network),
+            "sha256_of_the_weights": model.weights_sha256,
             "rounded_to_float16_from": model.metadata.get("rounded_from_sha256"),
-            "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+            "parameters": model.parameter_count,
             "preprocessing": {
                 **model.preprocessing.model_dump(),
                 "fingerprint": model.preprocessing.fingerprint(),
@@ -227,7 +228,7 @@ def _weights_and_preprocessing(model: ModelFile) -> Iterable[str]:
     )
 
 
-def _licence(model: ModelFile, about: Metadata) -> Iterable[str]:
+def _licence(model: Described, about: Metadata) -> Iterable[str]:
     licence = (about.model_extra or {}).get("licence")
     yield f"Weights: {licence}." if licence else "The file states no licence of the weights."
     if about.data_set in TERMS:

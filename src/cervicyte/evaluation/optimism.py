@@ -27,7 +27,8 @@ from cervicyte.evaluation.cross_validation import (
     fold_folder,
 )
 from cervicyte.evaluation.cross_validation_page import interval_text, title_of_figure
-from cervicyte.evaluation.run import NOT_PATIENTS, SPLIT_NAME
+from cervicyte.evaluation.run import SPLIT_NAME
+from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import FIRST_COLUMNS, write_table
 from cervicyte.metrics import Statistic
 from cervicyte.progress import SILENT, Progress

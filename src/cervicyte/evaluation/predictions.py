@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from cervicyte.datasets.layouts import Cell
-from cervicyte.network.model_file import ModelFile
 from cervicyte.progress import SILENT, Progress
-from cervicyte.training.cells import normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cervicyte.network.model_file import ModelFile
 
 BATCH = 32
 
 
-@torch.inference_mode()
 def logits_of(
     model: ModelFile,
     images: np.ndarray,
@@ -33,15 +33,20 @@ def logits_of(
     turned, which costs eight times the computation. What comes back is then the logarithm of the mean
     probability, so that its softmax is that mean; it is the same however the image is mirrored or turned.
     """
+    import torch
+
+    from cervicyte.training.cells import normalised
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = model.network.eval().to(device, memory_format=torch.channels_last)
     logits = np.empty((len(images), len(model.class_names)), np.float32)
     progress.start(title, len(images))
     for start in range(0, len(images), BATCH):
         batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
-        views = views_of(batch.to(device)) if flips else [batch.to(device)]
-        answers = [network(normalised(view, model.preprocessing)).float() for view in views]
-        logits[start : start + BATCH] = _together(answers).cpu().numpy()
+        with torch.inference_mode():
+            views = views_of(batch.to(device)) if flips else [batch.to(device)]
+            answers = [network(normalised(view, model.preprocessing)).float() for view in views]
+            logits[start : start + BATCH] = _together(answers).cpu().numpy()
         progress.advance(len(batch))
     progress.close()
     return logits
@@ -49,6 +54,8 @@ def logits_of(
 
 def views_of(images: Tensor) -> Iterator[Tensor]:
     """Yield the eight views of square images [N, 3, S, S]: each quarter turn, plain and mirrored."""
+    import torch
+
     for seen in (images, images.flip(-1)):
         for turns in range(4):
             yield torch.rot90(seen, turns, dims=(-2, -1))
@@ -56,6 +63,9 @@ def views_of(images: Tensor) -> Iterator[Tensor]:
 
 def _together(answers: Sequence[Tensor]) -> Tensor:
     """Return one view's logits as they are, of several the logarithm of their mean probability."""
+    import torch
+    from torch.nn.functional import log_softmax
+
     if len(answers) == 1:
         return answers[0]
     return torch.stack([log_softmax(answer, 1) for answer in answers]).logsumexp(0) - math.log(len(answers))

@@ -26,7 +26,8 @@ from cervicyte.evaluation.familiarity import Familiarity, distances_of, fit_fami
 from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.evaluation.run import RECIPE_NAME, SPLIT_NAME, caveats_of, labelled_images, seen_cells
-from cervicyte.network.model_file import SAFETENSORS, ModelFile, load_model_file, save_model
+from cervicyte.network.description import SAFETENSORS
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, sha256_of_file, write_text
 from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, LabelledImages, train

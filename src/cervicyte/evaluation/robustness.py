@@ -22,11 +22,12 @@ from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text, number_text
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.predictions import logits_of
-from cervicyte.evaluation.run import NOT_PATIENTS, SPLIT_NAME, weights_hash
+from cervicyte.evaluation.run import SPLIT_NAME
+from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from cervicyte.images.reader import read_image
-from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 from cervicyte.pages import plural
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from cervicyte.datasets.groups import SIPAKMED_PREFIX
 from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import (
+    PARTS,
     Leak,
     cells_of,
     leak_of,
@@ -36,12 +37,12 @@ from cervicyte.evaluation.frozen_network import fit_classifier
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
+from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training, refuse_seen, seen_of
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.heads import load_with_head
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import sha256_of_file
 from cervicyte.training.cells import load_cells
 from cervicyte.training.loop import (
     CHECKPOINT_NAME,
@@ -65,11 +66,6 @@ RUN_FILES = (
     SPLIT_NAME,
     "split.json",
     *REPORT_FILES,
-)
-PARTS = ("train", "validation", "test")
-NOT_PATIENTS = (
-    "Independent groups are not independent patients: the data set names no patients, so figures for "
-    "cells of new patients may be lower."
 )
 
 
@@ -491,49 +487,6 @@ def _caveats_of_parent(parent: ModelFile, cells: Mapping[str, Sequence[Cell]], d
             "training started from: the calibration may be too certain."
         )
     return caveats
-
-
-def seen_of(model: ModelFile, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that the model saw in training, or that share a known group with one."""
-    record = model.metadata.get("seen", {})
-    contents, groups = set(record.get("sha256", ())), set(record.get("groups", ()))
-    if not contents and not groups:
-        return []
-    return [cell for cell in cells if cell.group in groups or sha256_of_file(cell.path) in contents]
-
-
-def refuse_seen(
-    model: ModelFile, cells: Sequence[Cell], data: Path, allow_seen: bool, verb: str
-) -> list[Cell]:
-    """Return the cells that the model saw in training; there are none unless they are allowed by name.
-
-    Args:
-        model: says what it has seen.
-        cells: of `data`, which the error names.
-        allow_seen: let them through; every artefact must then say that they were seen.
-        verb: what was to be done with the cells, for the remedy.
-
-    Raises:
-        SplitError: cells were seen, and `allow_seen` is not given.
-    """
-    seen = seen_of(model, cells)
-    if seen and not allow_seen:
-        raise SplitError(
-            f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
-            f"training or show the same place as one that did; {verb} the run's test part with "
-            "--split RUN/split.csv, or say --allow-seen."
-        )
-    return seen
-
-
-def note_on_unknown_training(model: ModelFile) -> str | None:
-    """Return what is to be said of a model that does not know its training cells; None if it does."""
-    if not model.metadata.get("parent", {}).get("knows_its_cells", True):
-        return "The model that this one was trained from does not say which cells it was trained on."
-    if "seen" in model.metadata:
-        return None
-    whose = "The original's checkpoint" if model.original else "The model file"
-    return f"{whose} does not say which cells it was trained on."
 
 
 # --- the control -------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from cervicyte.datasets.classes import Grouping, grouping_of
 from cervicyte.datasets.groups import SIPAKMED_PREFIX
 from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import (
+    PARTS,
     cells_of,
     leak_of,
     read_split,
@@ -43,8 +44,6 @@ from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.predictions import logistic
 from cervicyte.evaluation.report import write_evaluation
 from cervicyte.evaluation.run import (
-    NOT_PATIENTS,
-    PARTS,
     RECIPE_NAME,
     RUN_FILES,
     SPLIT_NAME,
@@ -56,6 +55,7 @@ from cervicyte.evaluation.run import (
     picture_reader,
     seen_cells,
 )
+from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import write_table
 from cervicyte.evaluation.together_page import together_page
 from cervicyte.network.heads import Head, abnormal_unit, wide_names, with_head

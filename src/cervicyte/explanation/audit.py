@@ -16,13 +16,8 @@ from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split, split_hash, verify_contents
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.ledger import record_opening
-from cervicyte.evaluation.run import (
-    NOT_PATIENTS,
-    facts_of_model,
-    mapped_classes,
-    note_on_unknown_training,
-    refuse_seen,
-)
+from cervicyte.evaluation.run import facts_of_model, mapped_classes
+from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training, refuse_seen
 from cervicyte.explanation import cam
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,

@@ -12,22 +12,28 @@ one image and, for one network, method and layer, between images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from cervicyte.errors import UsageError
-from cervicyte.network.resnet import CBAMResNet50
+
+if TYPE_CHECKING:  # names, titles and defaults are needed where there is no torch, too
+    from torch import Tensor
+
+    from cervicyte.network.resnet import CBAMResNet50
 
 # In the audits of two networks trained on SIPaKMeD, of four methods at three layers, either the most faithful
 # or not told apart from it, by insertion minus deletion and by ROAD: docs/results/audit. Every network has
 # this layer.
 DEFAULT_METHOD = "grad-cam"
 DEFAULT_LAYER = "layer4"
+AT_THE_LAST = ("grad-cam", "hirescam")
+"""Methods that at a network's last layer give the evidence of each place as it is, without any gradient."""
 BATCHED_FROM = ("layer3", "cbam3", "layer4", "cbam4")
 """Layers behind which the gradients of all classes are few enough to be computed at once. From `layer1` on,
 eight images of 224 pixels took 7.2 s so, against 6.0 s class by class, and five times the memory."""
@@ -170,6 +176,8 @@ def grad_cam_formula(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> grad_cam_formula(activations, gradients).tolist()
         [[[[1.0, 2.0]]]]
     """
+    import torch
+
     return torch.einsum("ntk,nkhw->nthw", gradients.mean((3, 4)), activations)
 
 
@@ -205,6 +213,8 @@ def grad_cam_plus_plus_formula(activations: Tensor, gradients: Tensor) -> Tensor
         >>> grad_cam_plus_plus_formula(activations, gradients).tolist()
         [[[[0.25, 0.5]]]]
     """
+    import torch
+
     positive = gradients.relu()
     activity = activations.sum((2, 3))[:, None, :, None, None]
     weights = (positive / (2 + positive * activity)).sum((3, 4))
@@ -231,6 +241,8 @@ def hirescam_formula(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> hirescam_formula(activations, gradients).tolist()
         [[[[3.0, -2.0]]]]
     """
+    import torch
+
     return torch.einsum("ntkhw,nkhw->nthw", gradients, activations)
 
 
@@ -252,6 +264,8 @@ def layercam_formula(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> layercam_formula(activations, gradients).tolist()
         [[[[3.0, 0.0]]]]
     """
+    import torch
+
     return torch.einsum("ntkhw,nkhw->nthw", gradients.relu(), activations)
 
 
@@ -315,6 +329,8 @@ def differentiate(
     Arguments and errors are those of `explain`. Parameters are leaves that nobody asks about: autograd
     neither computes nor stores a gradient for them, whether or not they require one.
     """
+    import torch
+
     _check(network, images, layers)
     wanted = sorted(set(layers), key=network.layers.index)
     # A caller's inference or no-grad mode would leave no graph; both modes belong to this thread alone.
@@ -340,6 +356,8 @@ def differentiate(
 
 def _gradients(logits: Tensor, taps: list[Tensor], directions: Tensor, batched: bool) -> list[Tensor]:
     """Return the gradients of each tap [N, K, h, w], [N, T, K, h, w], for directions [T, N, C]."""
+    import torch
+
     if batched:
         found = torch.autograd.grad(logits, taps, directions, is_grads_batched=True)
         return [of_targets.transpose(0, 1) for of_targets in found]
@@ -361,7 +379,6 @@ def unexplained_by_hirescam(network: CBAMResNet50, found: Derivatives) -> float:
     return float((sums + network.fc.bias.detach().double() - found.logits.double()).abs().max())
 
 
-@torch.no_grad()
 def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
     """Return what each attention block lets through: `cbam1` … `cbam4` -> `Gates`.
 
@@ -380,8 +397,15 @@ def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
         >>> gates["cbam1"].spatial.shape, gates["cbam1"].channel.shape
         (torch.Size([1, 16, 16]), torch.Size([1, 256]))
     """
+    import torch
+
     check_gates(network)
     _check(network, images, network.layers[:1])
+    with torch.no_grad():
+        return _gates(network, images)
+
+
+def _gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
     gates, x = {}, images
     for stage in range(1, 5):
         x = network.features(images, "layer1") if stage == 1 else network.get_submodule(f"layer{stage}")(x)
@@ -392,6 +416,37 @@ def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
         x = x * spatial
         gates[f"cbam{stage}"] = Gates(spatial[:, 0], channel[:, :, 0, 0])
     return gates
+
+
+def contrasted_of(logits: np.ndarray, contrast: Contrast) -> tuple[int, int]:
+    """Return the two classes of a contrast for one image's logits [C], see `contrasted`.
+
+    Raises:
+        UsageError: no such class, or the same twice.
+    """
+    for named in (contrast.of, contrast.against):
+        if named is not None and not 0 <= named < len(logits):
+            raise UsageError(f"There is no class {named!r}; the classes are 0 to {len(logits) - 1}.")
+    of = int(logits.argmax()) if contrast.of is None else contrast.of
+    others = np.where(np.arange(len(logits)) == of, -np.inf, logits)
+    against = int(others.argmax()) if contrast.against is None else contrast.against
+    if of == against:
+        raise UsageError("A contrast needs two different classes; name another class to hold against.")
+    return of, against
+
+
+def evidence_for(evidence: np.ndarray, target: Target) -> np.ndarray:
+    """Return the signed map [h, w] of a target by `AT_THE_LAST` at the last layer.
+
+    Args:
+        evidence: float [C, h, w], how much each place adds to each class's logit, as engines give it.
+        target: a class, or a contrast of two named ones.
+    """
+    if not isinstance(target, Contrast):
+        return evidence[int(target)]
+    if target.of is None or target.against is None:
+        raise ValueError("a contrast to be shown names both classes")
+    return evidence[target.of] - evidence[target.against]
 
 
 def check_gates(network: CBAMResNet50) -> None:
@@ -438,7 +493,7 @@ def contrasted(logits: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor]:
         UsageError: no such class, or the same twice.
     """
     of = logits.argmax(1) if contrast.of is None else _index(contrast.of, logits)
-    others = logits.scatter(1, of[:, None], -torch.inf)
+    others = logits.scatter(1, of[:, None], -math.inf)
     against = others.argmax(1) if contrast.against is None else _index(contrast.against, logits)
     if bool((of == against).any()):
         raise UsageError("A contrast needs two different classes; name another class to hold against.")
@@ -447,6 +502,8 @@ def contrasted(logits: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor]:
 
 def _directions(logits: Tensor, classes: Target | Sequence[Target] | None) -> Tensor:
     """Return the coefficients [T, N, C] by which each target's score is made of the logits [N, C]."""
+    import torch
+
     count = logits.shape[1]
     targets: Sequence[Target]
     if classes is None:
@@ -471,8 +528,8 @@ def _index(target: int, logits: Tensor) -> Tensor:
     count = logits.shape[1]
     if isinstance(target, bool) or not isinstance(target, Integral) or not 0 <= target < count:
         raise UsageError(f"There is no class {target!r} in this network; its classes are 0 to {count - 1}.")
-    return torch.full((len(logits),), int(target), device=logits.device)
+    return logits.new_full((len(logits),), int(target)).long()
 
 
 def _one_hot(index: Tensor, logits: Tensor) -> Tensor:
-    return torch.zeros_like(logits).scatter_(1, index[:, None], 1.0)
+    return logits.new_zeros(logits.shape).scatter_(1, index[:, None], 1.0)

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from cervicyte.explanation import cam
 from cervicyte.images.quality import LUMINANCE
-from cervicyte.network.cbam import CBAM
-from cervicyte.network.model_file import ModelFile
-from cervicyte.network.resnet import CBAMResNet50, Placement
-from cervicyte.training.cells import normalised
+from cervicyte.network import plain
+from cervicyte.network.description import Placement
+from cervicyte.network.frozen import FrozenModel
+
+if TYPE_CHECKING:  # an engine's maps have controls where there is no torch, too
+    import torch
+    from torch import Tensor, nn
+
+    from cervicyte.network.model_file import ModelFile
+    from cervicyte.network.resnet import CBAMResNet50
 
 CONTROLS = ("centre", "darkness", "random")
 CENTRE_SIGMA = 0.25  # of the input's side
@@ -32,7 +37,11 @@ AT_ONCE = 32  # images in one pass through a network
 
 
 def control_maps(
-    model: ModelFile, inputs: np.ndarray, targets: Sequence[cam.Target], method: str, layer: str
+    model: ModelFile | FrozenModel,
+    inputs: np.ndarray,
+    targets: Sequence[cam.Target],
+    method: str,
+    layer: str,
 ) -> dict[str, np.ndarray]:
     """Return each control's maps, float32 [N, h, w], by the names in `CONTROLS`.
 
@@ -43,11 +52,15 @@ def control_maps(
         method, layer: of the explanation; the random network is asked for the same.
     """
     blob = centre_blob(inputs.shape[1])
-    twin = random_twin(model.network)
+    if isinstance(model, FrozenModel):
+        random = _plain_random_maps(model, inputs, targets)
+    else:
+        twin = random_twin(model.network)
+        random = class_maps(twin, model, inputs, targets, (method,), (layer,))[method, layer]
     return {
         "centre": np.repeat(blob[np.newaxis], len(inputs), axis=0),
         "darkness": np.stack([darkness(image) for image in inputs]),
-        "random": class_maps(twin, model, inputs, targets, (method,), (layer,))[method, layer],
+        "random": random,
     }
 
 
@@ -64,6 +77,23 @@ def darkness(image: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(dark, (0, 0), max(0.5, DARKNESS_SIGMA * len(image)))
 
 
+def _plain_random_maps(model: FrozenModel, inputs: np.ndarray, targets: Sequence[cam.Target]) -> np.ndarray:
+    """Return at the last layer what random weights make of images, without torch."""
+    weights = plain.drawn(len(model.class_names), model.placement, RANDOM_SEED)
+    found: dict[bytes, np.ndarray] = {}
+    for image in inputs:
+        if image.tobytes() not in found:
+            evidence = plain.computed(weights, model.preprocessing, image[np.newaxis]).evidence
+            assert evidence is not None
+            found[image.tobytes()] = evidence[0]
+    return np.stack(
+        [
+            cam.evidence_for(found[image.tobytes()], target).clip(min=0)
+            for image, target in zip(inputs, targets, strict=True)
+        ]
+    )
+
+
 def random_twin(network: CBAMResNet50) -> CBAMResNet50:
     """Return a network of the same shape, on the same device, with random weights: kept once a process."""
     device = next(network.parameters()).device
@@ -72,6 +102,10 @@ def random_twin(network: CBAMResNet50) -> CBAMResNet50:
 
 @functools.lru_cache(maxsize=2)
 def _random_network(class_count: int, placement: Placement, device: torch.device) -> CBAMResNet50:
+    import torch
+
+    from cervicyte.network.resnet import CBAMResNet50
+
     # Made without values first: the constructor would draw from the generator that all threads share.
     with torch.device("meta"):
         network = CBAMResNet50(class_count, placement)
@@ -80,7 +114,6 @@ def _random_network(class_count: int, placement: Placement, device: torch.device
     return network.to(device, memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def randomise(module: nn.Module, generator: torch.Generator) -> None:
     """Give all layers of a module the random weights that training from nothing begins with, in place.
 
@@ -88,6 +121,10 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
     of outputs; normalisation becomes none. A gate's last layer, which our training begins with zeros, is
     drawn too: a gate that is one half everywhere would be no control of a gate.
     """
+    from torch import nn
+
+    from cervicyte.network.cbam import CBAM
+
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -118,6 +155,8 @@ def class_maps(
         methods: of `cam.METHODS`.
         layers: of the network's.
     """
+    import torch
+
     found: dict[tuple[str, str], list[np.ndarray]] = {
         (method, layer): [] for method in methods for layer in layers
     }
@@ -137,6 +176,10 @@ def class_maps(
 
 def network_input(model: ModelFile, inputs: np.ndarray) -> Tensor:
     """Map preprocessed images, uint8 [N, S, S, 3], to the network's float32 input on its device."""
+    import torch
+
+    from cervicyte.training.cells import normalised
+
     device = next(model.network.parameters()).device
     batch = torch.from_numpy(np.ascontiguousarray(inputs)).permute(0, 3, 1, 2)
     return normalised(batch.to(device), model.preprocessing)

@@ -11,17 +11,19 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
 from cervicyte.explanation import cam
 from cervicyte.explanation.controls import network_input
-from cervicyte.network.model_file import ModelFile
-from cervicyte.network.precision import computes_in_bfloat16
-from cervicyte.network.resnet import CBAMResNet50, folded
+
+if TYPE_CHECKING:  # what measures an engine's maps needs no torch
+    import torch
+
+    from cervicyte.network.model_file import ModelFile
+    from cervicyte.network.resnet import CBAMResNet50
 
 Score = Callable[[np.ndarray], np.ndarray]
 """images uint8 [N, S, S, 3] -> the probability of every class, float [N, C]."""
@@ -37,6 +39,8 @@ def probabilities_of(model: ModelFile) -> Score:
     It computes in `score_precision()`: in bfloat16 a probability moves by some thousandths, an area under a
     curve of them by less, and the same work takes less than half the time.
     """
+    import torch
+
     precision = torch.bfloat16 if score_precision() == "bfloat16" else torch.float32
     network = _network_that_scores(model.network, precision)
 
@@ -61,6 +65,10 @@ def _network_that_scores(network: CBAMResNet50, precision: torch.dtype) -> CBAMR
     It is folded, and its weights lie in memory as they are computed with: on one core of an AMD EPYC that
     makes 83 images/s of 160 pixels of 59.
     """
+    import torch
+
+    from cervicyte.network.resnet import folded
+
     values = network.state_dict(keep_vars=True).values()
     state = precision, *((value.data_ptr(), value._version) for value in values)
     with _scoring_lock:
@@ -93,6 +101,8 @@ def of_target(probabilities: np.ndarray, target: cam.Target) -> np.ndarray:
 
 def score_precision() -> str:
     """Return "bfloat16" where the hardware computes in it, else "float32"."""
+    from cervicyte.network.precision import computes_in_bfloat16
+
     return "bfloat16" if computes_in_bfloat16("auto") else "float32"
 
 

@@ -12,31 +12,34 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
 
 from cervicyte import __version__
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.evaluation.answers import Answerer, answers_for
-from cervicyte.evaluation.run import note_on_unknown_training
+from cervicyte.evaluation.seen import note_on_unknown_training
 from cervicyte.explanation import cam, panels
 from cervicyte.explanation.cam import Contrast, Gates, Target
 from cervicyte.explanation.colours import DEFAULT_COLOURS, check_colours, strong_colour
-from cervicyte.explanation.controls import network_input
 from cervicyte.explanation.gallery_page import RECORD, Entry, Judged, gallery_page
 from cervicyte.explanation.panels import Asked, Explanation, Map, Sentence
+from cervicyte.explanation.raw_maps import Computes, OfEngine, OfNetwork
 from cervicyte.explanation.samples import Subject, safe, subjects_of
 from cervicyte.explanation.verdict import FORWARD_PASSES, LEAST_PROBABILITY, Verdict, verdicts
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
-from cervicyte.network.model_file import ModelFile
+from cervicyte.network.description import Described
+from cervicyte.network.frozen import FrozenModel
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
+
+if TYPE_CHECKING:
+    from cervicyte.network.model_file import ModelFile
 
 CELLS_FOLDER = "gradcam_outputs"
 CLASSES_FOLDER = "gradcam_specific_class_outputs"
@@ -135,7 +138,7 @@ def _contrast_named(class_names: Sequence[str], known: dict[str, int], rest: str
 
 
 def explain_cells(
-    model: ModelFile,
+    model: ModelFile | FrozenModel,
     cells: Sequence[Cell | Path],
     out: Path,
     *,
@@ -147,6 +150,7 @@ def explain_cells(
     with_verdicts: bool = True,
     force: bool = False,
     notes: Sequence[str] = (),
+    engine: Computes | None = None,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> Gallery:
@@ -162,7 +166,7 @@ def explain_cells(
         cells: of a data set, or paths of images whose class is unknown.
         out: the folder.
         method: one of `METHODS`.
-        layers: of the network; None is the last (of gates: all).
+        layers: of the network; None is `layer4`, or with an engine the last (of gates: all).
         targets: see `targets_named`; None is the predicted class by itself and all side by side.
         colours: one of `colours.COLOURS`.
         arrays: also write the raw maps, `OUT/gradcam_arrays/gradcam_<class>_<name>_<layer>.npz`.
@@ -170,6 +174,8 @@ def explain_cells(
             map, and next to nothing where the network gives its class next to no probability.
         force: take away what an earlier run left there.
         notes: sentences for the page.
+        engine: computes the network in place of torch; then there are maps at the last layer alone, by
+            `cam.AT_THE_LAST`. A frozen model needs one.
         command: the command line, for the record.
         progress: is told of every cell.
 
@@ -179,7 +185,7 @@ def explain_cells(
         ImageError: a file cannot be read; the text names it. Nothing is written in any of these cases.
     """
     check_colours(colours)
-    job = _job_of(model, method, layers, targets, colours, arrays, with_verdicts)
+    job = _job_of(model, method, layers, targets, colours, arrays, with_verdicts, engine)
     _refuse_what_is_there(out, force)
     subjects = subjects_of(model, cells)
     existed = out.exists()
@@ -215,22 +221,34 @@ def explain_cells(
 
 
 def _job_of(
-    model: ModelFile,
+    model: ModelFile | FrozenModel,
     method: str,
     layers: Sequence[str] | None,
     targets: Sequence[str] | None,
     colours: str,
     arrays: bool,
     with_verdicts: bool,
+    engine: Computes | None = None,
 ) -> MapJob | GateJob:
     """Return what is to be done with each batch of cells, after checking that it can be done."""
-    valid = model.network.layers
     if method not in METHODS:
         raise UsageError(f"There is no explanation method {method!r}; choose one of {', '.join(METHODS)}.")
+    if method == GATES and targets:
+        raise UsageError("Gates depend on no class; leave out --target, or choose another --method.")
+    if isinstance(model, FrozenModel) or engine is not None:
+        assert engine is not None  # a frozen model's
+        last = model.layers[-1]
+        asked = [last] if layers is None else list(dict.fromkeys(layers))
+        if method not in cam.AT_THE_LAST or asked != [last]:
+            raise UsageError(
+                f"The engine {engine.name} gives maps at {last} alone, by {' or '.join(cam.AT_THE_LAST)}; "
+                "others need the gradients of a model file and torch: leave out --engine, if both are here."
+            )
+        named = targets_named(model.class_names, targets)
+        from_engine = OfEngine(model, engine, _contrasts_in(named))
+        return MapJob(model, method, (last,), named, colours, arrays, with_verdicts, from_engine)
     if method == GATES:
-        if targets:
-            raise UsageError("Gates depend on no class; leave out --target, or choose another --method.")
-        gated = [layer for layer in valid if layer.startswith("cbam")]
+        gated = [layer for layer in model.layers if layer.startswith("cbam")]
         cam.check_gates(model.network)
         wanted = gated if layers is None else list(dict.fromkeys(layers))
         for layer in wanted:
@@ -240,25 +258,22 @@ def _job_of(
     wanted = [cam.DEFAULT_LAYER] if layers is None else list(dict.fromkeys(layers))
     cam.check_layers(model.network, wanted)
     named = targets_named(model.class_names, targets)
-    return MapJob(model, method, tuple(wanted), named, colours, arrays, with_verdicts)
+    from_network = OfNetwork(model, tuple(wanted), method, _contrasts_in(named))
+    return MapJob(model, method, tuple(wanted), named, colours, arrays, with_verdicts, from_network)
 
 
 @dataclass
 class MapJob:
     """Maps of one method, for batches of cells."""
 
-    model: ModelFile
+    model: ModelFile | FrozenModel
     method: str
     layers: tuple[str, ...]
     targets: Targets
     colours: str
     arrays: bool
     with_verdicts: bool
-    unexplained: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Read what the model answers by."""
-        self.answerer = Answerer.of(self.model)
+    source: OfNetwork | OfEngine
 
     @property
     def title(self) -> str:
@@ -295,27 +310,13 @@ class MapJob:
         preprocessing, names = self.model.preprocessing, self.model.class_names
         images = [read_image(subject.path) for subject in subjects]
         inputs = np.stack([preprocessing(image) for image in images])
-        last = self.model.network.layers[-1]
         contrasts = _contrasts_in(self.targets)
-        found = cam.differentiate(
-            self.model.network,
-            network_input(self.model, inputs),
-            tuple(dict.fromkeys([*self.layers, last])),
-            [*range(len(names)), *contrasts],
-        )
-        of_classes = found._replace(gradients={last: found.gradients[last][:, : len(names)]})
-        left_over = cam.unexplained_by_hirescam(self.model.network, of_classes)
-        self.unexplained = max(self.unexplained, left_over)
-        pairs = {one: torch.stack(cam.contrasted(found.logits, one), 1).tolist() for one in contrasts}
-        logits = found.logits.float().cpu().numpy()
-        said = answers_for(self.model, self.answerer, images, inputs)
-        formula = cam.method_named(self.method)
-        raw: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for layer in self.layers:
-            both = found.activations[layer], found.gradients[layer]
-            raw[layer] = formula.maps(*both).cpu().numpy(), formula.signed_maps(*both).cpu().numpy()
+        found = self.source.raw(images, inputs)
+        pairs, raw, logits = found.pairs, found.maps, found.logits
         for n, (subject, image) in enumerate(zip(subjects, images, strict=True)):
-            cell = Explanation(subject.name, subject.true_class, image, names, said[n], seen=subject.seen)
+            cell = Explanation(
+                subject.name, subject.true_class, image, names, found.said[n], seen=subject.seen
+            )
             asked = _asked(
                 self.targets, cell.predicted, contrasts, {c: pairs[c][n] for c in contrasts}, names
             )
@@ -360,7 +361,7 @@ class MapJob:
         found: list[dict[tuple[str, Asked], Verdict]] = [{} for _ in batch]
         for layer in self.layers:
             maps = [batch[number].raw[layer][0][batch[number].rows[asked]] for number, asked in shown]
-            judged = verdicts(self.model, inputs, maps, targets, self.method, layer)
+            judged = verdicts(self.model, inputs, maps, targets, self.method, layer, self.source.score)
             for (number, asked), verdict in zip(shown, judged, strict=True):
                 found[number][layer, asked] = verdict
         return found
@@ -404,13 +405,8 @@ class MapJob:
 
     def notes(self, entries: Sequence[Entry]) -> list[str]:
         """Return what is to be said of all maps together."""
-        last, count = self.model.network.layers[-1], len(entries)
-        kept = self.unexplained <= 1e-4
-        said = [
-            f"HiResCAM at {last} plus the class's bias {'is' if kept else 'IS NOT'} its logit: the largest "
-            f"difference over {count} cells and {len(self.model.class_names)} classes is "
-            f"{self.unexplained:.1e}."
-        ]
+        count = len(entries)
+        said = [self.source.note(count)]
         found = [judged.verdict for entry in entries for judged in entry.verdicts]
         if found:
             tested = [verdict for verdict in found if verdict.tested]
@@ -471,6 +467,8 @@ class GateJob:
         preprocessing = self.model.preprocessing
         images = [read_image(subject.path) for subject in subjects]
         inputs = np.stack([preprocessing(image) for image in images])
+        from cervicyte.explanation.controls import network_input
+
         gates = cam.cbam_gates(self.model.network, network_input(self.model, inputs))
         said = answers_for(self.model, Answerer.of(self.model), images, inputs)
         for n, (subject, image) in enumerate(zip(subjects, images, strict=True)):
@@ -512,7 +510,7 @@ class GateJob:
         return ["Gates depend on no class, and no verdict is given on them."]
 
 
-def _notes_on_seen(model: ModelFile, entries: Sequence[Entry]) -> list[str]:
+def _notes_on_seen(model: Described, entries: Sequence[Entry]) -> list[str]:
     seen = sum(entry.seen_in_training for entry in entries)
     if seen:
         return [

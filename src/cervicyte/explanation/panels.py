@@ -15,15 +15,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cervicyte.evaluation.answers import Prediction
-from cervicyte.explanation.cam import Gates
 from cervicyte.explanation.colours import DEFAULT_COLOURS, alone, overlay, strong_colour
 from cervicyte.provenance import RESEARCH_USE_ONLY
+
+if TYPE_CHECKING:
+    from cervicyte.explanation.cam import Gates
 
 SIDE = 360  # pixels of a tile for all but larger images
 LARGEST_SIDE = 1024

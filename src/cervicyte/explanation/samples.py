@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from cervicyte.datasets.layouts import Cell, evenly_spaced, read_images_or_dataset
 from cervicyte.errors import UsageError
-from cervicyte.evaluation.run import seen_of
-from cervicyte.network.model_file import ModelFile
+from cervicyte.evaluation.seen import seen_of
+from cervicyte.network.description import Described
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Subject:
 
 
 def choose_cells(
-    model: ModelFile, sources: Sequence[Path], limit: int, allow_seen: bool = False
+    model: Described, sources: Sequence[Path], limit: int, allow_seen: bool = False
 ) -> tuple[list[Cell | Path], list[str]]:
     """Return the cells of images, folders and data sets that are to be explained, and notes on the choice.
 
@@ -70,7 +70,7 @@ def choose_cells(
     return list(chosen.values()), notes
 
 
-def _unseen(model: ModelFile, cells: list[Cell], source: Path) -> tuple[list[Cell], list[str]]:
+def _unseen(model: Described, cells: list[Cell], source: Path) -> tuple[list[Cell], list[str]]:
     tested = [cell for cell in cells if cell.part == "test"]
     kept = tested or cells
     seen = {cell.name for cell in seen_of(model, kept)}
@@ -88,7 +88,7 @@ def _unseen(model: ModelFile, cells: list[Cell], source: Path) -> tuple[list[Cel
     ]
 
 
-def subjects_of(model: ModelFile, cells: Sequence[Cell | Path]) -> list[Subject]:
+def subjects_of(model: Described, cells: Sequence[Cell | Path]) -> list[Subject]:
     """Give each cell its name, and an end of its file name that no other cell has."""
     if not cells:
         raise UsageError("There is no cell to explain; name at least one image or a folder that holds some.")

@@ -22,13 +22,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cervicyte.explanation import cam
 from cervicyte.explanation.controls import CONTROLS, control_maps
 from cervicyte.explanation.faithfulness import Score, deletion_and_insertion, of_target, probabilities_of
-from cervicyte.network.model_file import ModelFile
+from cervicyte.network.frozen import FrozenModel
+
+if TYPE_CHECKING:
+    from cervicyte.network.model_file import ModelFile
 
 STEPS = 6
 MARGIN = 0.01  # of a score between -1 and 1; what is closer is not called a difference
@@ -113,7 +117,7 @@ class Verdict:
 
 
 def verdicts(
-    model: ModelFile,
+    model: ModelFile | FrozenModel,
     inputs: np.ndarray,
     maps: Sequence[np.ndarray] | np.ndarray,
     targets: Sequence[cam.Target],
@@ -130,13 +134,15 @@ def verdicts(
         targets: what each map explains: a class by its index, or a contrast of two named ones, of which the
             probability among these two alone is measured.
         method, layer: how the maps were made; the random network is asked for the same.
-        score: what is measured; the network's probabilities unless given.
+        score: what is measured; the network's probabilities unless given, as it must be of a frozen model.
     """
     if not len(inputs) == len(maps) == len(targets):
         raise ValueError(f"{len(inputs)} images, {len(maps)} maps and {len(targets)} targets do not match")
     if not len(inputs):
         return []
-    score = score or probabilities_of(model)
+    if score is None:
+        assert not isinstance(model, FrozenModel)  # only an engine computes it
+        score = probabilities_of(model)
     rows_of: dict[bytes, list[int]] = {}
     for row, image in enumerate(inputs):
         rows_of.setdefault(image.tobytes(), []).append(row)

@@ -20,7 +20,8 @@ from cervicyte.evaluation.answers import Prediction
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.sources import Source, sources_of
-from cervicyte.network.model_file import SAFETENSORS, ModelFile, load_model_file, save_model, weights_hash
+from cervicyte.network.description import SAFETENSORS
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
 

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cervicyte import __version__
 from cervicyte.errors import UsageError
@@ -30,16 +32,18 @@ from cervicyte.inference.engines import (
     Precision,
     thread_count,
 )
-from cervicyte.inference.parity import AT_ONCE, BOUNDS, compare, sample_cells
-from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.inference.parity import AT_ONCE, BOUNDS, Parity, compare, held_against, sample_cells
+from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import onnx_graph
-from cervicyte.network.model_file import ModelFile, weights_hash
-from cervicyte.provenance import sha256_of_json, write_json
+from cervicyte.provenance import sha256_of_file, sha256_of_json, write_json
+
+if TYPE_CHECKING:  # torch takes a second to come, and the other engines need it not
+    from cervicyte.inference.torch_engine import TorchEngine
+    from cervicyte.network.model_file import ModelFile
 
 AUTO = "auto"
-ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (TorchEngine, OnnxEngine, OpenVinoEngine)
-}
+TORCH = "torch"
+ENGINES = (TORCH, OnnxEngine.name, OpenVinoEngine.name)
 CACHE_VARIABLE = "CERVICYTE_CACHE"
 ROUNDS = 3  # of which the fastest counts
 
@@ -58,98 +62,129 @@ class Trial:
 
 
 def engine_for(
-    model: ModelFile,
-    name: str = "torch",
+    model: ModelFile | FrozenModel,
+    name: str | None = None,
     precision: Precision = "float32",
     weights_sha256: Callable[[], str] | None = None,
 ) -> Engine:
     """Return the engine that answers for a model.
 
     Args:
-        model: its network lies on its device, in evaluation mode.
+        model: its network, if it has one, lies on its device, in evaluation mode.
         name: of `ENGINES`, or `AUTO`: the fastest of those that are installed, have the precision and are
-            right.
-        precision: of `PRECISIONS`.
-        weights_sha256: gives `weights_hash` of the network, for whoever has it already.
+            right. None: torch, or `AUTO` for what torch does not compute.
+        precision: of `PRECISIONS`; a graph in int8 stays so.
+        weights_sha256: gives the model's, for whoever has it already.
 
     Raises:
         UsageError: there is no such engine or precision here, or the engine is wrong.
     """
+    frozen = isinstance(model, FrozenModel)
+    name = name or (AUTO if frozen else TORCH)
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision {precision!r}; choose {' or '.join(PRECISIONS)}.")
     if name != AUTO and name not in ENGINES:
         raise UsageError(f"There is no engine {name!r}; choose {', '.join([AUTO, *ENGINES])}.")
-    if (name, precision) == ("torch", "float32"):
-        return TorchEngine(model)
+    if not isinstance(model, FrozenModel) and (name, precision) == (TORCH, "float32"):
+        return _torch_engine(model)
     graph = _Graph(model)
-    digest = weights_sha256 or functools.cache(lambda: weights_hash(model.network))
+    digest = weights_sha256 or functools.cache(lambda: model.weights_sha256)
     if name != AUTO:
         engine = _make(name, model, precision, graph)
         if faults := _trial(engine, model, digest()).faults:
             raise UsageError(
-                f"The engine {name} does not answer as the network does: {'; '.join(faults)}. Choose torch."
+                f"The engine {name} does not answer as the network does: {'; '.join(faults)}. Choose "
+                f"{'another' if frozen else TORCH}."
             )
         return engine
-    best, most = None, 0.0
-    for kind in ENGINES.values():
-        if precision not in kind.precisions or not kind.installed():
+    best, most, refused = None, 0.0, ""
+    for kind in ENGINES:
+        if kind == TORCH and frozen:
             continue
         try:
-            engine = _make(kind.name, model, precision, graph)
-        except UsageError:  # such as a processor without this precision, or no onnx
+            engine = _make(kind, model, precision, graph)
+        except UsageError as error:  # such as a processor without this precision, or no package
+            refused = f" {error}"
             continue
         trial = _trial(engine, model, digest())
         if not trial.faults and trial.images_per_second > most:
             best, most = engine, trial.images_per_second
+    if best is None and not any(kind.installed() for kind in (OnnxEngine, OpenVinoEngine)) and frozen:
+        raise UsageError(
+            "Nothing that computes a network is installed; install torch with: pip install "
+            "'cervicyte[train]', or OpenVINO with: pip install 'cervicyte[light]'."
+        )
     if best is None:
-        raise UsageError(f"No engine here is right in {precision}; choose --engine torch in float32.")
+        hint = refused if frozen else " Choose --engine torch in float32."
+        raise UsageError(f"No engine here is right in {precision}.{hint}")
     return best
 
 
 class _Graph:
-    """A model's ONNX graph, written once, if at all."""
+    """What engines read: a model's ONNX graph, written once, if at all; or an exported graph's file."""
 
-    def __init__(self, model: ModelFile) -> None:
+    def __init__(self, model: ModelFile | FrozenModel) -> None:
         self._model, self._bytes = model, b""
 
-    def __call__(self) -> bytes:
+    def __call__(self) -> bytes | Path:
+        if isinstance(self._model, FrozenModel) and isinstance(self._model.source, Path):
+            return self._model.source
         if not self._bytes:
             self._bytes = graph_of(self._model)
         return self._bytes
 
 
-def graph_of(model: ModelFile) -> bytes:
+def graph_of(model: ModelFile | FrozenModel) -> bytes:
     """Return a model's network as the bytes of an ONNX model, see `network.graph`."""
-    state = {name: value.cpu().numpy() for name, value in model.network.state_dict().items()}
+    if isinstance(model, FrozenModel):
+        assert not isinstance(model.source, Path)  # a graph is one already
+        state = model.source
+    else:
+        state = {name: value.cpu().numpy() for name, value in model.network.state_dict().items()}
     content: bytes = onnx_graph(state, model.preprocessing).SerializeToString()
     return content
 
 
-def _make(name: str, model: ModelFile, precision: Precision, graph: Callable[[], bytes]) -> Engine:
-    if name == TorchEngine.name:
-        return TorchEngine(model, precision)
+def _torch_engine(model: ModelFile, precision: Precision = "float32") -> TorchEngine:
+    from cervicyte.inference.torch_engine import TorchEngine
+
+    return TorchEngine(model, precision)
+
+
+def _make(
+    name: str, model: ModelFile | FrozenModel, precision: Precision, graph: Callable[[], bytes | Path]
+) -> Engine:
+    if name == TORCH:
+        if isinstance(model, FrozenModel):
+            raise UsageError(
+                f"{model.path}: has no network that torch could compute here; leave out --engine, or choose "
+                f"{' or '.join(ENGINES[1:])}."
+            )
+        return _torch_engine(model, precision)
     kind = OnnxEngine if name == OnnxEngine.name else OpenVinoEngine
     kind.refuse_unusable(precision)  # before the graph is written
-    return kind(graph(), precision)
+    content = graph()
+    if isinstance(content, Path) and content.suffix not in kind.reads:
+        raise UsageError(f"{content}: cannot be opened by {name}; leave out --engine, or export to onnx.")
+    return kind(content, precision)
 
 
 # --- the first use ---------------------------------------------------------------------------------
 
 
-def _trial(engine: Engine, model: ModelFile, weights_sha256: str) -> Trial:
+def _trial(engine: Engine, model: ModelFile | FrozenModel, weights_sha256: str) -> Trial:
     """Return what the engine's first use found, from the cache or now."""
     about = _about(engine, model, weights_sha256)
     path = cache_folder() / "engines" / f"{sha256_of_json(about)[:32]}.json"
     known = _read(path)
     if known is not None:
         return known
-    cells = sample_cells(model.preprocessing)
-    reference = TorchEngine(model)
-    faults = [] if _is(engine, reference) else compare(engine, reference, cells).faults
+    images, parity = _compared(engine, model)
+    faults = [] if parity is None else parity.faults
     taken = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        engine.run(cells[:AT_ONCE])
+        engine.run(images[:AT_ONCE])
         taken.append(time.perf_counter() - began)
     found = Trial(tuple(faults), AT_ONCE / min(taken))
     with contextlib.suppress(OSError):  # a folder that nobody may write to; the answer is the same
@@ -157,23 +192,39 @@ def _trial(engine: Engine, model: ModelFile, weights_sha256: str) -> Trial:
     return found
 
 
-def _is(engine: Engine, reference: Engine) -> bool:
-    return (engine.name, engine.precision) == (reference.name, reference.precision)
+def _compared(engine: Engine, model: ModelFile | FrozenModel) -> tuple[np.ndarray, Parity | None]:
+    """Return cells, and how far the engine is from the network on them; None where it is the network."""
+    cells = sample_cells(model.preprocessing)
+    if isinstance(model, FrozenModel):
+        known = model.held_against(cells)
+        return known.images, held_against(engine, known.images, known.output)
+    if (engine.name, engine.precision) == (TORCH, "float32"):
+        return cells, None
+    return cells, compare(engine, _torch_engine(model), cells)
 
 
-def _about(engine: Engine, model: ModelFile, weights_sha256: str) -> dict[str, Any]:
+def _about(engine: Engine, model: ModelFile | FrozenModel, weights_sha256: str) -> dict[str, Any]:
     """Return everything that may change what a first use finds."""
     return {
         "engine": engine.describe(),
         "weights_sha256": weights_sha256,
         "preprocessing": model.preprocessing.fingerprint(),
-        "device": str(next(model.network.parameters()).device),
+        **_about_the_reference(model),
         "cervicyte": __version__,
-        "torch": metadata.version("torch"),
         "bounds": dict(BOUNDS[engine.precision]),
         "processor": _processor(),
         "threads": thread_count(),
     }
+
+
+def _about_the_reference(model: ModelFile | FrozenModel) -> dict[str, Any]:
+    if not isinstance(model, FrozenModel):
+        device = str(next(model.network.parameters()).device)
+        return {"reference": TORCH, "torch": metadata.version("torch"), "device": device}
+    if not isinstance(model.source, Path):
+        return {"reference": "numpy", "numpy": np.__version__}
+    files = [model.source, *([model.source.with_suffix(".bin")] if model.source.suffix == ".xml" else [])]
+    return {"reference": "recorded", "files_sha256": [sha256_of_file(path) for path in files]}
 
 
 def _read(path: Path) -> Trial | None:

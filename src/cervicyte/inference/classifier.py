@@ -6,41 +6,45 @@ anything behind in the network, so any number of threads may ask one at once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.answers import Answerer, Prediction
-from cervicyte.evaluation.predictions import BATCH
+from cervicyte.evaluation.predictions import BATCH, softmax
 from cervicyte.explanation import cam
-from cervicyte.explanation.controls import class_maps, network_input
 from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.images.statistics import image_statistics
-from cervicyte.inference.choice import engine_for
+from cervicyte.inference.choice import ENGINES, TORCH, engine_for
 from cervicyte.inference.engines import Precision
-from cervicyte.network.heads import load_with_head
-from cervicyte.network.model_file import ModelFile, weights_hash
+from cervicyte.network.description import layers_of
+from cervicyte.network.frozen import FrozenModel, is_graph, load_described, torch_is_installed
+from cervicyte.network.graph import Output
+
+if TYPE_CHECKING:
+    from cervicyte.network.model_file import ModelFile
 
 
 class Classifier:
     """A model with its preprocessing, ready on a device.
 
     Attributes:
-        model: what travelled in the model file; its network lies on `device`, in evaluation mode.
-        device: where the network computes.
+        model: what travelled in the model file. A network, if it has one, lies on `device`, in evaluation
+            mode; of a `FrozenModel` the engine alone computes it.
+        device: where the network computes, as PyTorch names it.
         answerer: what turns the network's output into answers.
-        engine: what computes the network for `predict` and `predict_with_maps`.
+        engine: what computes the network for `predict`, and for maps at the last layer.
     """
 
     def __init__(
         self,
-        model: ModelFile,
+        model: ModelFile | FrozenModel,
         device: str = "auto",
-        engine: str = "torch",
+        engine: str | None = None,
         precision: Precision = "float32",
         weights_sha256: str = "",
     ) -> None:
@@ -55,27 +59,25 @@ class Classifier:
         """
         self.model = model
         self.answerer = Answerer.of(model)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-            model.network.eval().to(self.device, memory_format=torch.channels_last)
-        # An unknown name is a RuntimeError; a build of PyTorch without CUDA asserts.
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"There is no device {device!r} here; choose cpu or auto.") from error
+        self.device = _ready(model, device)
         self._weights_sha256 = weights_sha256
         self.engine = engine_for(model, engine, precision, lambda: self.weights_sha256)
+        self._with_gradients = None if isinstance(model, FrozenModel) else model
+        self._loading = threading.Lock()
 
     @classmethod
     def from_file(
         cls,
         path: Path,
         device: str = "auto",
-        engine: str = "torch",
+        engine: str | None = None,
         precision: Precision = "float32",
         head: str | None = None,
     ) -> Classifier:
-        """Load a model file of ours, `.safetensors` or `.pth`, or of the original notebook.
+        """Load a model file of ours, `.safetensors` or `.pth`, or of the original notebook, or a graph.
+
+        With another engine than torch, and where torch is not installed, torch is not even imported, unless
+        maps are asked for that need it.
 
         `head` is the class list to answer in, of a model that has several, see `network.heads`.
 
@@ -83,14 +85,25 @@ class Classifier:
             ModelFileError: the file is missing, damaged, or no model.
             UsageError: there is no such head, device, engine or precision here, or the engine is wrong.
         """
-        model = load_with_head(path, head)
-        return cls(model, device, engine, precision, model.sha256_as_read)
+        if head is None:
+            without_torch = engine in ENGINES and engine != TORCH and device in ("auto", "cpu")
+            model = load_described(path, without_torch)
+        elif is_graph(path):
+            raise UsageError(
+                f"--head {head}: {path} is a graph, which has one class list; leave the option out."
+            )
+        else:
+            from cervicyte.network.heads import load_with_head
+
+            model = load_with_head(path, head)
+        known = model.weights_sha256 if isinstance(model, FrozenModel) else model.sha256_as_read
+        return cls(model, device, engine, precision, known)
 
     @property
     def weights_sha256(self) -> str:
         """See `weights_hash`; a classifier's weights stay as they are, so that they are hashed once."""
         if not self._weights_sha256:
-            self._weights_sha256 = weights_hash(self.model.network)
+            self._weights_sha256 = self.model.weights_sha256
         return self._weights_sha256
 
     @property
@@ -104,11 +117,32 @@ class Classifier:
         Raises:
             ValueError: an image is not an array as described.
         """
-        predictions: list[Prediction] = []
+        return [prediction for prediction, _ in self.answered(images, evidence=False)]
+
+    def answered(
+        self, images: Sequence[np.ndarray], evidence: bool
+    ) -> list[tuple[Prediction, np.ndarray | None]]:
+        """Return one prediction an image and, if it is asked for, its evidence, by the same pass.
+
+        Args:
+            images: as in `predict`.
+            evidence: whether what `maps_of` needs is wanted, float32 [C, h, w] each; else None.
+        """
+        found: list[tuple[Prediction, np.ndarray | None]] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            predictions += self.answer(self.preprocessed(batch), self.statistics(batch))
-        return predictions
+            output = self.engine.run(self.preprocessed(batch), evidence)
+            predictions = self.answerer.predictions(output.logits, output.means, self.statistics(batch))
+            nothing: list[np.ndarray | None] = [None] * len(batch)
+            found += zip(predictions, nothing if output.evidence is None else output.evidence, strict=True)
+        return found
+
+    def maps_of(
+        self, image: np.ndarray, evidence: np.ndarray, classes: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return what `explain` does for maps `in_one_pass`, of an image whose evidence is at hand."""
+        names = self.class_names if classes is None else tuple(classes)
+        return self._onto_original(image, names, evidence[[self._index(name) for name in names]].clip(min=0))
 
     def preprocessed(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return what the engine takes, uint8 [N, S, S, 3], of images uint8 [H, W, 3], RGB, of any sizes."""
@@ -119,11 +153,6 @@ class Classifier:
         asked_for = images if self.answerer.familiarity is not None else ()
         return np.array([image_statistics(image) for image in asked_for])
 
-    def answer(self, preprocessed: np.ndarray, statistics: np.ndarray) -> list[Prediction]:
-        """Return one prediction an image, of at most `BATCH` that are `preprocessed`, with `statistics`."""
-        output = self.engine.run(preprocessed)
-        return self.answerer.predictions(output.logits, output.means, statistics)
-
     def predict_with_maps(self, image: np.ndarray) -> tuple[Prediction, dict[str, np.ndarray]]:
         """Return the prediction for an image and every class's map, by one forward pass of the engine.
 
@@ -133,16 +162,50 @@ class Classifier:
         Args:
             image: uint8 [H, W, 3], RGB.
         """
-        output = self.engine.run(self.preprocessed([image]), evidence=True)
-        assert output.evidence is not None
-        (prediction,) = self.answerer.predictions(output.logits, output.means, self.statistics([image]))
-        return prediction, self._onto_original(image, self.class_names, output.evidence[0].clip(min=0))
+        ((prediction, evidence),) = self.answered([image], evidence=True)
+        assert evidence is not None
+        return prediction, self.maps_of(image, evidence)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of the network at which `explain` has maps, in the order of computation."""
+        return layers_of(self.model.placement) if self._has_gradients else self.model.layers
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods by which `explain` has maps, of `cam.METHODS`."""
+        return tuple(cam.METHODS) if self._has_gradients else cam.AT_THE_LAST
+
+    @property
+    def default_layer(self) -> str:
+        """Where `explain` looks unless told: with another engine than torch, where that gives the maps."""
+        return cam.DEFAULT_LAYER if self.engine.name == TORCH else self.model.layers[-1]
+
+    def check_map(self, layer: str, method: str) -> None:
+        """Refuse maps that cannot be had.
+
+        Raises:
+            UsageError: there is no such layer or method, or it needs torch or a network that is not here.
+        """
+        cam.method_named(method)
+        known = layers_of(self.model.placement)
+        if layer not in known:
+            raise UsageError(f"There is no layer {layer!r} in this network; choose from {', '.join(known)}.")
+        if not self._has_gradients and not self.in_one_pass(layer, method):
+            raise UsageError(
+                f"Maps by {method} at {layer} need the gradients of a model file and torch; here there are "
+                f"maps by {' and '.join(cam.AT_THE_LAST)} at {self.model.layers[-1]}."
+            )
+
+    def in_one_pass(self, layer: str, method: str) -> bool:
+        """Return whether the engine gives maps together with the answer, without any gradient."""
+        return self.engine.name != TORCH and layer == self.model.layers[-1] and method in cam.AT_THE_LAST
 
     def explain(
         self,
         image: np.ndarray,
         classes: Sequence[str] | None = None,
-        layer: str = cam.DEFAULT_LAYER,
+        layer: str | None = None,
         method: str = cam.DEFAULT_METHOD,
     ) -> dict[str, np.ndarray]:
         """Return class -> map of the places that speak for it, on the original's pixels.
@@ -150,28 +213,29 @@ class Classifier:
         Args:
             image: uint8 [H, W, 3], RGB.
             classes: names; None is every class in order.
-            layer: of `model.network.layers`.
-            method: one of `cam.METHODS`.
+            layer: of `layers`; None is `default_layer`.
+            method: of `methods`.
 
         Returns:
             float32 [H, W] each, none negative, in units of the method: comparable between the classes
             of one image, see `cam.explain`.
 
         Raises:
-            UsageError: unknown class, layer or method.
+            UsageError: unknown class, layer or method, or maps that cannot be had here.
             ValueError: the image is not an array as described.
         """
         names = self.class_names if classes is None else tuple(classes)
-        network = self.model.network
-        indices = [self._index(name) for name in names]
-        maps = cam.explain(network, self._input([image]), method, [layer], indices)[layer][0]
-        return self._onto_original(image, names, maps.cpu().numpy())
+        layer = layer or self.default_layer
+        self.check_map(layer, method)
+        inputs = self.preprocessed([image])
+        maps = self._maps(inputs, [self._index(name) for name in names], layer, method)
+        return self._onto_original(image, names, maps)
 
     def judge(
         self,
         preprocessed: np.ndarray,
         class_name: str,
-        layer: str = cam.DEFAULT_LAYER,
+        layer: str | None = None,
         method: str = cam.DEFAULT_METHOD,
     ) -> Verdict:
         """Return whether the map of one class beats the controls on one image, see `verdict`.
@@ -184,12 +248,52 @@ class Classifier:
             class_name, layer, method: of the map, as in `explain`.
 
         Raises:
-            UsageError: unknown class, layer or method.
+            UsageError: unknown class, layer or method, or maps that cannot be had here.
         """
-        wanted = [self._index(class_name)]
-        inputs = preprocessed[np.newaxis]
-        maps = class_maps(self.model.network, self.model, inputs, wanted, (method,), (layer,))
-        return verdicts(self.model, inputs, maps[method, layer], wanted, method, layer)[0]
+        layer = layer or self.default_layer
+        self.check_map(layer, method)
+        wanted, inputs = [self._index(class_name)], preprocessed[np.newaxis]
+        maps = self._maps(inputs, wanted, layer, method)
+        if isinstance(self.model, FrozenModel) and self.in_one_pass(layer, method):
+            return verdicts(self.model, inputs, maps, wanted, method, layer, self.probabilities)[0]
+        return verdicts(self.torch_model(), inputs, maps, wanted, method, layer)[0]
+
+    def probabilities(self, preprocessed: np.ndarray) -> np.ndarray:
+        """Return the network's own probabilities, float64 [N, C], of uint8 [N, S, S, 3], preprocessed."""
+        found = [np.empty((0, len(self.class_names)))]
+        for start in range(0, len(preprocessed), BATCH):
+            found.append(softmax(self.engine.run(preprocessed[start : start + BATCH]).logits))
+        return np.concatenate(found)
+
+    def _maps(self, inputs: np.ndarray, classes: Sequence[int], layer: str, method: str) -> np.ndarray:
+        """Return the maps of one preprocessed image [1, S, S, 3], float32 [classes, h, w]."""
+        if self.in_one_pass(layer, method):
+            output: Output = self.engine.run(inputs, evidence=True)
+            assert output.evidence is not None
+            return output.evidence[0][list(classes)].clip(min=0)
+        from cervicyte.explanation.controls import network_input
+
+        model = self.torch_model()
+        maps = cam.explain(model.network, network_input(model, inputs), method, [layer], classes)
+        found: np.ndarray = maps[layer][0].cpu().numpy()
+        return found
+
+    @property
+    def _has_gradients(self) -> bool:
+        if self._with_gradients is not None:
+            return True
+        assert isinstance(self.model, FrozenModel)
+        return torch_is_installed() and not isinstance(self.model.source, Path)
+
+    def torch_model(self) -> ModelFile:
+        """Return the model with its network, which is loaded once if its weights were read without torch."""
+        with self._loading:
+            if self._with_gradients is None:
+                from cervicyte.network.model_file import load_model_file
+
+                assert isinstance(self.model, FrozenModel)
+                self._with_gradients = load_model_file(self.model.path)
+            return self._with_gradients
 
     def _onto_original(
         self, image: np.ndarray, names: Sequence[str], maps: np.ndarray
@@ -204,6 +308,20 @@ class Classifier:
             raise UsageError(f"There is no class {class_name!r}; choose from {', '.join(self.class_names)}.")
         return self.class_names.index(class_name)
 
-    def _input(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return the network's input, float32 [N, 3, S, S], on its device."""
-        return network_input(self.model, self.preprocessed(images))
+
+def _ready(model: ModelFile | FrozenModel, device: str) -> str:
+    """Move the network to a device, and return the device's name."""
+    if isinstance(model, FrozenModel):
+        if device not in ("auto", "cpu"):
+            raise UsageError(f"{model.path}: is computed on the processor here; choose cpu or auto.")
+        return "cpu"
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model.network.eval().to(torch.device(device), memory_format=torch.channels_last)
+    # An unknown name is a RuntimeError; a build of PyTorch without CUDA asserts.
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"There is no device {device!r} here; choose cpu or auto.") from error
+    return device

@@ -12,31 +12,16 @@ import threading
 from abc import ABC, abstractmethod
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from cervicyte.errors import ModelFileError, UsageError
-from cervicyte.network.graph import INPUT, OUTPUTS
+from cervicyte.network.graph import INPUT, OUTPUTS, Output
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 INSTALL = "install it with: pip install 'cervicyte[fast]'"
-
-
-class Output(NamedTuple):
-    """What an engine gives for N images, all float32.
-
-    Attributes:
-        logits: [N, C].
-        means: of `features.STAGES`, [N, 512] and [N, 2048].
-        evidence: [N, C, h, w], how much each place of the last layer adds to each class's logit, see
-            `network.graph`; what of it is positive is Grad-CAM at that layer. None where not asked for.
-    """
-
-    logits: np.ndarray
-    means: dict[str, np.ndarray]
-    evidence: np.ndarray | None
 
 
 class Engine(ABC):
@@ -46,12 +31,14 @@ class Engine(ABC):
         name: as the command line has it.
         package: that it needs.
         precisions: that it has.
+        reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
+    reads: ClassVar[tuple[str, ...]] = ()
     precision: Precision
 
     @abstractmethod
@@ -82,6 +69,7 @@ class OnnxEngine(Engine):
     name = "onnx"
     package = "onnxruntime"
     precisions = ("float32",)
+    reads = (".onnx",)
 
     def __init__(self, graph: bytes | Path, precision: Precision = "float32") -> None:
         """Take an ONNX model's bytes, or its file.
@@ -118,6 +106,7 @@ class OpenVinoEngine(Engine):
     name = "openvino"
     package = "openvino"
     precisions = ("float32", "bfloat16")
+    reads = (".onnx", ".xml")
 
     def __init__(self, graph: bytes | Path, precision: Precision = "float32") -> None:
         """Take an ONNX model's bytes, or the file of an ONNX model or of OpenVINO's own form (.xml).

@@ -23,10 +23,13 @@ from cervicyte.evaluation.features import stage_activations
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference.choice import graph_of
-from cervicyte.inference.engines import Engine, OnnxEngine, OpenVinoEngine, Output
+from cervicyte.inference.engines import Engine, OnnxEngine, OpenVinoEngine
 from cervicyte.inference.parity import compare, sample_cells
 from cervicyte.inference.sources import sources_of
 from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.network.description import ABOUT
+from cervicyte.network.frozen import Reference
+from cervicyte.network.graph import Output
 from cervicyte.network.model_file import ModelFile, all_but_weights, save_model
 from cervicyte.network.resnet import CBAMResNet50, folded
 from cervicyte.provenance import provenance, write_json
@@ -40,7 +43,6 @@ SUFFIXES = {
     "openvino": FOLDER,
     "wsinfer": FOLDER,
 }
-ABOUT = "cervicyte.safetensors"  # the name under which a file carries all of the model but its weights
 REPORT = "parity.json"
 MOST_IMAGES = 200  # that a report compares
 
@@ -163,7 +165,7 @@ def _write_openvino(model: ModelFile, folder: Path, name: str, spacing: float | 
 
     path = folder / "model.xml"
     network = openvino.Core().read_model(graph_of(model))
-    network.set_rt_info(base64.b64encode(all_but_weights(model)).decode(), [ABOUT])
+    network.set_rt_info(_about(model), [ABOUT])
     openvino.save_model(network, path, compress_to_fp16=False)
     return OpenVinoEngine(path)
 
@@ -221,9 +223,16 @@ def _onnx_of(model: ModelFile) -> bytes:
     import onnx
 
     graph = onnx.load_model_from_string(graph_of(model))
-    onnx.helper.set_model_props(graph, {ABOUT: base64.b64encode(all_but_weights(model)).decode()})
+    onnx.helper.set_model_props(graph, {ABOUT: _about(model)})
     content: bytes = graph.SerializeToString()
     return content
+
+
+def _about(model: ModelFile) -> str:
+    """Return what a graph carries, in base64: all but the weights, and what it is held against."""
+    cells = sample_cells(model.preprocessing)
+    reference = Reference(cells, TorchEngine(model).run(cells, evidence=True))
+    return base64.b64encode(all_but_weights(model, reference.arrays())).decode()
 
 
 class _Graph(nn.Module):

@@ -17,7 +17,8 @@ from cervicyte.datasets.synthetic import SAMPLES
 from cervicyte.evaluation.predictions import softmax
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
-from cervicyte.inference.engines import Engine, Output
+from cervicyte.inference.engines import Engine
+from cervicyte.network.graph import Output
 
 AT_ONCE = 8
 
@@ -74,7 +75,12 @@ def compare(engine: Engine, reference: Engine, images: np.ndarray) -> Parity:
         engine, reference: of the same model.
         images: preprocessed, uint8 [N, S, S, 3]; at least one.
     """
-    given, right = _all_of(engine, images), _all_of(reference, images)
+    return held_against(engine, images, _all_of(reference, images))
+
+
+def held_against(engine: Engine, images: np.ndarray, right: Output) -> Parity:
+    """Compare an engine with what is right for images, preprocessed, uint8 [N, S, S, 3]."""
+    given = _all_of(engine, images)
     return Parity(
         precision=engine.precision,
         images=len(images),

@@ -37,8 +37,8 @@ from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
-from cervicyte.inference.engines import Output
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, shown, sources_of
+from cervicyte.network.graph import Output
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, sha256_of_json, write_json, written_atomically
 

@@ -11,7 +11,8 @@ from torch.nn.functional import conv2d
 
 from cervicyte.evaluation.features import stage_activations
 from cervicyte.explanation.controls import network_input
-from cervicyte.inference.engines import Engine, Output, Precision
+from cervicyte.inference.engines import Engine, Precision
+from cervicyte.network.graph import Output
 from cervicyte.network.model_file import ModelFile
 from cervicyte.network.resnet import folded
 

@@ -11,7 +11,7 @@ Imports no torch, and onnx only once a graph is asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,21 @@ MEANS_OF = (2, 4)  # the stages of which means are kept
 EPSILON = 1e-5  # of batch normalisation, as torch has it
 INPUT = "images"
 OUTPUTS = ("logits", "stage2", "stage4", "evidence")
+
+
+class Output(NamedTuple):
+    """What the network gives for N images, whatever computes it, all float32.
+
+    Attributes:
+        logits: [N, C].
+        means: of `features.STAGES`, [N, 512] and [N, 2048].
+        evidence: [N, C, h, w], how much each place of the last layer adds to each class's logit, see
+            `onnx_graph`; what of it is positive is Grad-CAM at that layer. None where not asked for.
+    """
+
+    logits: np.ndarray
+    means: dict[str, np.ndarray]
+    evidence: np.ndarray | None
 
 
 def onnx_graph(state: Mapping[str, np.ndarray], preprocessing: Preprocessing) -> onnx.ModelProto:

@@ -12,15 +12,17 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from cervicyte.datasets.classes import Grouping
 from cervicyte.errors import ModelFileError, UsageError
-from cervicyte.network.model_file import REMEDY, ModelFile, load_model_file
+from cervicyte.network.description import REMEDY, Described
+from cervicyte.network.plain import STAGE_CHANNELS
+
+if TYPE_CHECKING:
+    from cervicyte.network.model_file import ModelFile
 
 ABNORMAL = "abnormal."  # begins the names of the shared unit's tensors
 LAYER = "fc."  # begins, after the head's own beginning, those of its last layer
@@ -70,6 +72,8 @@ def parted(wide: ModelFile, heads: Sequence[Head]) -> ModelFile:
         wide: its last layer has the rows that `wide_names` names.
         heads: in the order of those rows.
     """
+    from cervicyte.network.model_file import ModelFile
+
     weight, bias = wide.network.fc.weight.detach(), wide.network.fc.bias.detach()
     tensors, start = dict(wide.tensors), 0
     for position, head in enumerate(heads):
@@ -99,7 +103,7 @@ def parted(wide: ModelFile, heads: Sequence[Head]) -> ModelFile:
     return _put_on(whole, 0)
 
 
-def heads_of(model: ModelFile) -> tuple[Head, ...]:
+def heads_of(model: Described) -> tuple[Head, ...]:
     """Return the heads of a model; none if it has one class list, as most have.
 
     Raises:
@@ -141,6 +145,8 @@ def load_with_head(path: Path, head: str | None = None) -> ModelFile:
         ModelFileError: the file is missing, damaged, or no model.
         UsageError: it has no such head.
     """
+    from cervicyte.network.model_file import load_model_file
+
     model = load_model_file(path)
     return model if head is None else with_head(model, head)
 
@@ -161,7 +167,7 @@ def without_other_heads(model: ModelFile) -> ModelFile:
     )
 
 
-def abnormal_unit(model: ModelFile) -> tuple[np.ndarray, float] | None:
+def abnormal_unit(model: Described) -> tuple[np.ndarray, float] | None:
     """Return weights [2048] and bias of the shared unit over the last stage's means; None without heads.
 
     Raises:
@@ -170,9 +176,9 @@ def abnormal_unit(model: ModelFile) -> tuple[np.ndarray, float] | None:
     if not heads_of(model):
         return None
     weight, bias = (model.tensors.get(f"{ABNORMAL}{part}") for part in ("weight", "bias"))
-    if weight is None or bias is None or weight.shape != (1, model.network.fc.in_features):
+    if weight is None or bias is None or weight.shape != (1, STAGE_CHANNELS[-1]):
         raise ModelFileError(f"The model's answer on normal and abnormal is damaged; {REMEDY}.")
-    return weight[0].float().numpy(), float(bias)
+    return np.asarray(weight[0], np.float32), float(bias)
 
 
 # --- changing places -------------------------------------------------------------------------------
@@ -204,6 +210,9 @@ def _put_aside(model: ModelFile, position: int) -> ModelFile:
 
 def _put_on(model: ModelFile, position: int) -> ModelFile:
     """Return the model with a head that stood aside as its last layer."""
+    import torch
+    from torch import nn
+
     metadata = copy.deepcopy(model.metadata)
     try:
         head = metadata["heads"][position]
@@ -224,4 +233,6 @@ def _put_on(model: ModelFile, position: int) -> ModelFile:
 
 
 def _copied(model: ModelFile, **changes: Any) -> ModelFile:
+    from cervicyte.network.model_file import ModelFile
+
     return ModelFile(**{**vars(model), "sha256_as_read": "", **changes})

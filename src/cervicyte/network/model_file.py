@@ -9,45 +9,42 @@ matrices in float16 and all that is said of them as one JSON text in its header.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cervicyte.errors import ModelFileError
-from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
-from cervicyte.network.resnet import CBAMResNet50, Placement
+from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.network.description import (
+    BESIDE,
+    FORMAT_VERSION,
+    HEADER_KEY,
+    NO_METADATA,
+    OF_THE_CHECKPOINT,
+    OF_THE_NETWORK,
+    REMEDY,
+    SAFETENSORS,
+    Placement,
+    check_description,
+    check_names,
+    damaged,
+    hash_of,
+    preprocessing_of,
+)
+from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import provenance, written_atomically
 
-FORMAT_VERSION = 1
-SAFETENSORS = ".safetensors"
-SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "model" / "cervicyte.safetensors"
-HEADER_KEY = "cervicyte"
 TENSORS_KEY = "cervicyte_tensors"
-BESIDE = "beside."  # begins, in a safetensors file, the names of tensors that are no weights
 LARGEST_HEADER = 99_000_000  # bytes; safetensors reads no header above 100 MB
-REMEDY = "give a model file written by `cervicyte train` or `cervicyte export`, or by the original notebook"
-
-# Said from what the network and its preprocessing are when a file is written, whatever metadata say.
-OF_THE_NETWORK = (
-    "format_version",
-    "original",
-    "placement",
-    "preprocessing",
-    "preprocessing_fingerprint",
-    "weights_sha256",
-    "tensors_sha256",
-)
-OF_THE_CHECKPOINT = ("class_names", "epoch", "best_val_acc")  # keys of the original notebook
-NO_METADATA = frozenset((*OF_THE_NETWORK, *OF_THE_CHECKPOINT))
 
 
 @dataclass
@@ -78,50 +75,25 @@ class ModelFile:
     original: bool = False
     sha256_as_read: str = ""
 
+    @property
+    def placement(self) -> Placement:
+        """Where the network has its attention."""
+        return self.network.placement
 
-class Seen(BaseModel):
-    """The cells that took part in training: SHA-256 of their files, and the known groups they belong to."""
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Those of the network at which maps can be had, in the order of computation."""
+        return self.network.layers
 
-    sha256: list[str] = []
-    groups: list[str] = []
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers training may change."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
 
-
-class Metadata(BaseModel):
-    """The form of those metadata that the program reads. All may be missing, and others may stand there."""
-
-    model_config = ConfigDict(extra="allow")
-
-    data: str | None = None
-    data_set: str | None = None
-    leak: str | None = None
-    caveats: list[str] = []
-    seen: Seen = Seen()
-    split: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    backbone: dict[str, Any] = {}
-    parent: dict[str, Any] = {}
-    classifier: dict[str, Any] = {}
-    metrics: dict[str, dict[str, Any] | None] = {}
-    cross_validation: dict[str, Any] = {}
-    calibration: dict[str, Any] = {}
-    familiarity: dict[str, Any] = {}
-    adaptation: dict[str, Any] = {}
-    head: str | None = None
-    heads: list[dict[str, Any]] = []
-    provenance: dict[str, Any] = {}
-
-
-def shipped_model() -> Path:
-    """Return the path of the model that ships in the package.
-
-    Raises:
-        ModelFileError: this build ships none.
-    """
-    if not SHIPPED_MODEL.is_file():
-        raise ModelFileError(
-            "This build of Cervicyte ships no model; train one with `cervicyte train`, or name a model file."
-        )
-    return SHIPPED_MODEL
+    @property
+    def weights_sha256(self) -> str:
+        """See `weights_hash`; computed anew with every call, as the weights may change."""
+        return weights_hash(self.network)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -153,17 +125,24 @@ def save_model(path: Path, model: ModelFile) -> None:
         torch.save(content, partial)
 
 
-def all_but_weights(model: ModelFile) -> bytes:
+def all_but_weights(
+    model: ModelFile, tensors: Mapping[str, np.ndarray] = MappingProxyType({}), **said: Any
+) -> bytes:
     """Return all that a model file says besides the weights, as the bytes of a safetensors file.
 
     Its header has what `.safetensors` has there, its tensors are those that begin with `BESIDE`. A graph for
     another engine carries it along.
+
+    Args:
+        model: of which it is said.
+        tensors: further ones, by name.
+        said: further JSON values.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
-    text = json.dumps({**_of_the_checkpoint(model), **_description(model, state)}, allow_nan=False)
-    content: bytes = save(
-        {BESIDE + name: value for name, value in _beside(model).items()}, metadata={HEADER_KEY: text}
-    )
+    text = json.dumps({**_of_the_checkpoint(model), **_description(model, state), **said}, allow_nan=False)
+    beside = {BESIDE + name: value for name, value in _beside(model).items()}
+    more = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+    content: bytes = save({**beside, **more}, metadata={HEADER_KEY: text})
     return content
 
 
@@ -173,11 +152,7 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def _hash_of(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in state.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return hash_of({name: value.detach().cpu().numpy() for name, value in state.items()})
 
 
 def _beside(model: ModelFile) -> dict[str, Tensor]:
@@ -254,12 +229,9 @@ def load_model_file(path: Path) -> ModelFile:
     state, names, own = content["model_state_dict"], content["class_names"], content.get("cervicyte")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelFileError(f"{path}: its model_state_dict holds no tensors; {REMEDY}.")
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ModelFileError(f"{path}: its class_names are no list of names; {REMEDY}.")
-    if not names or len(set(names)) < len(names):
-        raise ModelFileError(f"{path}: its class_names are none, or name one class twice; {REMEDY}.")
+    names = check_names(names, path)
     if own is not None:
-        _check_description(own, path)
+        check_description(own, path)
     beside = content.get(TENSORS_KEY, {})
     if not isinstance(beside, dict) or not all(isinstance(value, Tensor) for value in beside.values()):
         raise ModelFileError(f"{path}: its {TENSORS_KEY} hold no tensors; {REMEDY}.")
@@ -271,15 +243,12 @@ def load_model_file(path: Path) -> ModelFile:
         None,
         _hash_of(dict(sorted(beside.items()))),
     ):
-        raise ModelFileError(
-            f"{path}: its weights are not those that it was written with, so that it is damaged; fetch or "
-            "write it anew."
-        )
+        raise damaged(path)
     epoch, best_validation_accuracy = _epoch_of(content, path)
     return ModelFile(
         network=network,
-        class_names=tuple(names),
-        preprocessing=_preprocessing_of(own, path),
+        class_names=names,
+        preprocessing=preprocessing_of(own, path),
         epoch=epoch,
         best_validation_accuracy=best_validation_accuracy,
         metadata={key: value for key, value in stated.items() if key not in NO_METADATA},
@@ -329,22 +298,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     }
 
 
-def _check_description(own: object, path: Path) -> None:
-    """Refuse a description from another format, or of a form on which the program does not count."""
-    if not isinstance(own, dict):
-        raise ModelFileError(f"{path}: its own description is damaged; {REMEDY}.")
-    if own.get("format_version") != FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path}: has format version {own.get('format_version')!r}, this program reads "
-            f"{FORMAT_VERSION}; install the version of Cervicyte that wrote it."
-        )
-    try:
-        Metadata.model_validate(own)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ModelFileError(f"{path}: its own description is damaged, at {where}; {REMEDY}.") from error
-
-
 def _epoch_of(content: Mapping[str, Any], path: Path) -> tuple[int, float]:
     """Return the epoch and its validation accuracy; 0 where a checkpoint does not say."""
     try:
@@ -369,19 +322,3 @@ def _network_of(state: dict[str, Tensor], class_count: int, path: Path) -> CBAMR
             f"{path}: its tensors are not those of a ResNet-50 with CBAM for {class_count} classes; {REMEDY}."
         ) from error
     return network.eval()
-
-
-def _preprocessing_of(own: dict[str, Any] | None, path: Path) -> Preprocessing:
-    """Return the stored preprocessing, after checking that it still means what it meant."""
-    if own is None:
-        return ORIGINAL_PREPROCESSING
-    try:
-        preprocessing = Preprocessing.model_validate(own["preprocessing"])
-    except (KeyError, ValidationError) as error:
-        raise ModelFileError(f"{path}: its preprocessing cannot be read; {REMEDY}.") from error
-    if preprocessing.fingerprint() != own.get("preprocessing_fingerprint"):
-        raise ModelFileError(
-            f"{path}: its preprocessing has another fingerprint than this program's; install the version "
-            "of Cervicyte that wrote it."
-        )
-    return preprocessing

@@ -8,19 +8,17 @@ torchvision takes as long as torch itself; S. Woo et al., "CBAM", ECCV 2018.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
-
-Placement = Literal["stage", "block", "none"]
+from cervicyte.network.description import Placement, layers_of
 
 STAGE_BLOCKS = (3, 4, 6, 3)
 STAGE_CHANNELS = (256, 512, 1024, 2048)
-LAYERS = ("layer1", "cbam1", "layer2", "cbam2", "layer3", "cbam3", "layer4", "cbam4")
 
 
 class Bottleneck(nn.Module):
@@ -130,8 +128,7 @@ class CBAMResNet50(_Module):
     @property
     def layers(self) -> tuple[str, ...]:
         """The names that `features` and `logits_from` take, in the order of computation."""
-        gated = self.placement == "stage"
-        return tuple(name for name in LAYERS if gated or not name.startswith("cbam"))
+        return layers_of(self.placement)
 
     def features(self, images: Tensor, layer: str, after: str | None = None) -> Tensor:
         """Return the activations [N, C, h, w] right after `layer` for images [N, 3, H, W].

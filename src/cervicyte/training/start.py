@@ -15,7 +15,8 @@ import torch
 from cervicyte.errors import RecipeError
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.backbone import load_backbone
-from cervicyte.network.model_file import ModelFile, load_model_file, shipped_model, weights_hash
+from cervicyte.network.description import shipped_model
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import sha256_of_file
 from cervicyte.training.recipe import NO_PARENT, SHIPPED, Recipe

@@ -1,0 +1,59 @@
+"""Which cells a model has seen in training: they say nothing of new cells, whatever is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cervicyte.datasets.layouts import Cell
+from cervicyte.errors import SplitError
+from cervicyte.network.description import Described
+from cervicyte.provenance import sha256_of_file
+
+NOT_PATIENTS = (
+    "Independent groups are not independent patients: the data set names no patients, so figures for "
+    "cells of new patients may be lower."
+)
+
+
+def seen_of(model: Described, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that the model saw in training, or that share a known group with one."""
+    record = model.metadata.get("seen", {})
+    contents, groups = set(record.get("sha256", ())), set(record.get("groups", ()))
+    if not contents and not groups:
+        return []
+    return [cell for cell in cells if cell.group in groups or sha256_of_file(cell.path) in contents]
+
+
+def refuse_seen(
+    model: Described, cells: Sequence[Cell], data: Path, allow_seen: bool, verb: str
+) -> list[Cell]:
+    """Return the cells that the model saw in training; there are none unless they are allowed by name.
+
+    Args:
+        model: says what it has seen.
+        cells: of `data`, which the error names.
+        allow_seen: let them through; every artefact must then say that they were seen.
+        verb: what was to be done with the cells, for the remedy.
+
+    Raises:
+        SplitError: cells were seen, and `allow_seen` is not given.
+    """
+    seen = seen_of(model, cells)
+    if seen and not allow_seen:
+        raise SplitError(
+            f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
+            f"training or show the same place as one that did; {verb} the run's test part with "
+            "--split RUN/split.csv, or say --allow-seen."
+        )
+    return seen
+
+
+def note_on_unknown_training(model: Described) -> str | None:
+    """Return what is to be said of a model that does not know its training cells; None if it does."""
+    if not model.metadata.get("parent", {}).get("knows_its_cells", True):
+        return "The model that this one was trained from does not say which cells it was trained on."
+    if "seen" in model.metadata:
+        return None
+    whose = "The original's checkpoint" if model.original else "The model file"
+    return f"{whose} does not say which cells it was trained on."
