@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import openvino
 import pytest
 import torch
 from conftest import PROJECT
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load
 from torch import nn
@@ -25,7 +27,9 @@ from cervicyte.datasets.synthetic import SAMPLES
 from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.inference import export as exporting
+from cervicyte.inference import parity, quantise
 from cervicyte.inference.choice import graph_of
+from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.export import export_model
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
@@ -361,3 +365,99 @@ def test_the_page_lists_every_option(command):
     assert options
     for option in options:
         assert f"| `{option}` |" in page, option
+
+
+# --- int8 -------------------------------------------------------------------------------------------
+
+
+def test_what_int8_costs_is_the_loss_where_classes_are_known_and_else_what_cannot_be_less():
+    right = np.array([[3.0, 0.0], [0.0, 3.0], [0.1, 0.0], [0.0, 0.1]] * 50)
+    given = right.copy()
+    given[2] = [0.0, 0.1]  # from rightly to wrongly
+    given[3] = [0.1, 0.0]  # and the other way about
+    truth = np.array([0, 1, 0, 0] * 50)
+    unknown, known = quantise.cost_of(given, right), quantise.cost_of(given, right, truth)
+    assert unknown["another_class"] == known["another_class"] == 0.01
+    assert unknown["faults"] == ["1.00% of the images get another class (at most 0.2%)"]
+    assert known["accuracy"]["float32"] == known["accuracy"]["int8"]
+    assert known["faults"] == []
+    given[0] = [3.0, 2.0]  # the same class, and far less sure
+    (fault,) = quantise.cost_of(given, right, truth)["faults"]
+    assert re.match(r"a probability moves by 0\.22 \(at most 0\.1; 99 in 100 by less than", fault)
+
+
+def test_int8_is_not_measured_on_what_calibrated_it_nor_on_too_little():
+    compared = [bytes([number]) for number in range(100)]
+    quantise.refuse_what_calibrated([b"other"], compared)
+    with pytest.raises(UsageError, match="2 of the images that int8 is measured on calibrate it, too"):
+        quantise.refuse_what_calibrated(compared[:2], compared)
+    with pytest.raises(UsageError, match="99 images are too few to say what int8 costs"):
+        quantise.refuse_what_calibrated([], compared[1:])
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> tuple[Path, Path]:
+    """Return a folder of 32 images to calibrate with, and one of 100 to compare."""
+    folders = tmp_path_factory.mktemp("calibrating"), tmp_path_factory.mktemp("compared")
+    rng = np.random.default_rng(0)
+    for folder, count in zip(folders, (32, 100), strict=True):
+        for number in range(count):
+            pixels = rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def rounded(carrying, noise) -> bytes:
+    """Return the model's graph in int8, made once."""
+    _, cells = exporting._read(carrying, [str(noise[0])], 32)
+    return quantise.quantised(graph_of(carrying), cells)
+
+
+def test_an_int8_graph_that_costs_next_to_nothing_is_written_with_its_figures_and_opens(
+    carrying, noise, rounded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exporting, "quantised", lambda graph, cells: rounded)
+    monkeypatch.setattr(quantise, "MOST_LOSS", 1)
+    monkeypatch.setattr(quantise, "MOST_CHANGE", 1)
+    monkeypatch.setattr(parity.Parity, "faults", [])
+    monkeypatch.setenv("CERVICYTE_CACHE", str(tmp_path / "cache"))
+    int8 = exporting.Int8([str(noise[0])])
+    assert export_model(carrying, tmp_path / "m.onnx", "onnx", int8=int8, images=[str(noise[1])]) == []
+    export_model(carrying, tmp_path / "folder", "openvino", int8=int8, images=[str(noise[1])])
+    report = json.loads((tmp_path / "m.onnx.parity.json").read_text())
+    assert (report["calibrating_images"], report["int8"]["images"]) == (32, 100)
+    assert report["int8"]["largest_change_of_a_probability"] > 0
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert sum(kind == onnx.TensorProto.INT8 for kind in kinds.values()) > 50
+    assert kinds["conv1.weight"] == kinds["fc.weight"] == onnx.TensorProto.FLOAT
+    for name in ("m.onnx", "folder"):
+        classifier = Classifier.from_file(tmp_path / name)
+        assert classifier.engine.describe()["precision"] == "int8"
+        assert classifier.predict([np.zeros((9, 9, 3), np.uint8)])
+
+
+def test_int8_that_costs_too_much_is_refused_with_the_figures(
+    carrying, noise, rounded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exporting, "quantised", lambda graph, cells: rounded)
+    monkeypatch.setattr(quantise, "MOST_CHANGE", 1e-9)
+    int8 = exporting.Int8([str(noise[0])])
+    with pytest.raises(ModelFileError, match=r"int8 costs too much on 100 images: .*a probability moves by"):
+        export_model(carrying, tmp_path / "m.onnx", "onnx", int8=int8, images=[str(noise[1])])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "pth", "--out", "m.pth"], "int8 is for onnx and openvino alone"),
+        (["--format", "onnx", "--out", "m.onnx", "--images", "COMPARED"], "0 images are too few to calib"),
+        (["--format", "onnx", "--out", "m.onnx", "--calibration", "COMPARED"], "too few to say what int8"),
+    ],
+)
+def test_int8_needs_cells_to_calibrate_and_others_to_measure(best_model, noise, arguments, said, tmp_path):
+    named = {"COMPARED": str(noise[1]), "m.pth": str(tmp_path / "m.pth"), "m.onnx": str(tmp_path / "m.onnx")}
+    asked = [named.get(one, one) for one in arguments]
+    assert said in error_of(cervicyte("export", best_model, "--precision", "int8", *asked))

@@ -941,11 +941,23 @@ def export(
         list[str] | None,
         typer.Option(help="Compare on these, not on the drawn cells that ship; repeatable."),
     ] = None,
+    precision: Annotated[
+        Literal["float32", "int8"],
+        typer.Option(help="Of a graph, onnx or openvino; int8 only where it costs next to nothing."),
+    ] = "float32",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Real cells, 32 or more, that say how far values reach in int8; repeatable."),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Labelled cells that the model has not seen, on which int8's loss is measured."),
+    ] = None,
     head: HeadName = None,
     force: Force = False,
 ) -> None:
     """Write a model in another format, with all that travels in it; a graph only if it answers alike."""
-    from cervicyte.inference.export import export_model
+    from cervicyte.inference.export import Int8, export_model
     from cervicyte.network.heads import load_with_head
 
     notes = export_model(
@@ -955,6 +967,7 @@ def export(
         force=force,
         images=images or (),
         spacing=spacing,
+        int8=Int8(calibration or (), held_out) if precision == "int8" else None,
         command=_command_line(),
     )
     for note in notes:

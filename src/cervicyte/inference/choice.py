@@ -25,6 +25,7 @@ import numpy as np
 from cervicyte import __version__
 from cervicyte.errors import UsageError
 from cervicyte.inference.engines import (
+    INT8,
     PRECISIONS,
     Engine,
     OnnxEngine,
@@ -166,7 +167,10 @@ def _make(
     content = graph()
     if isinstance(content, Path) and content.suffix not in kind.reads:
         raise UsageError(f"{content}: cannot be opened by {name}; leave out --engine, or export to onnx.")
-    return kind(content, precision)
+    engine = kind(content, precision)
+    if isinstance(model, FrozenModel) and model.precision == INT8:
+        engine.precision = INT8
+    return engine
 
 
 # --- the first use ---------------------------------------------------------------------------------

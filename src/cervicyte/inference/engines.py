@@ -21,6 +21,7 @@ from cervicyte.network.graph import INPUT, OUTPUTS, Output
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+INT8 = "int8"  # of a graph that was exported so; no engine makes it of another
 INSTALL = "install it with: pip install 'cervicyte[fast]'"
 
 
@@ -39,7 +40,7 @@ class Engine(ABC):
     package: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
     reads: ClassVar[tuple[str, ...]] = ()
-    precision: Precision
+    precision: str
 
     @abstractmethod
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:

@@ -11,28 +11,35 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from cervicyte.datasets.layouts import read_dataset
 from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.evaluation.features import stage_activations
+from cervicyte.evaluation.predictions import BATCH
+from cervicyte.evaluation.seen import refuse_seen
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference.choice import graph_of
-from cervicyte.inference.engines import Engine, OnnxEngine, OpenVinoEngine
+from cervicyte.inference.engines import INT8, Engine, OnnxEngine, OpenVinoEngine
 from cervicyte.inference.parity import compare, sample_cells
+from cervicyte.inference.quantise import cost_of, quantised, refuse_what_calibrated
 from cervicyte.inference.sources import sources_of
 from cervicyte.inference.torch_engine import TorchEngine
 from cervicyte.network.description import ABOUT
-from cervicyte.network.frozen import Reference
+from cervicyte.network.frozen import PRECISION_KEY, Reference
 from cervicyte.network.graph import Output
 from cervicyte.network.model_file import ModelFile, all_but_weights, save_model
 from cervicyte.network.resnet import CBAMResNet50, folded
 from cervicyte.provenance import provenance, write_json
+from cervicyte.training.cells import load_cells
 
 FOLDER = ""
 SUFFIXES = {
@@ -45,6 +52,23 @@ SUFFIXES = {
 }
 REPORT = "parity.json"
 MOST_IMAGES = 200  # that a report compares
+IN_INT8 = ("onnx", "openvino")
+MOST_IN_INT8 = 1000  # that int8 is measured on
+MOST_CALIBRATING = 300
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a graph is rounded to eight bits, and on what that is measured, see `quantise`.
+
+    Attributes:
+        calibration: images of the kind that it will see, as `sources_of` takes them; the first 300.
+        held_out: labelled cells that the model has not seen, for the loss of accuracy; without, the share of
+            images that get another class stands for it.
+    """
+
+    calibration: Sequence[str]
+    held_out: Path | None = None
 
 
 def export_model(
@@ -55,6 +79,7 @@ def export_model(
     force: bool = False,
     images: Sequence[str] = (),
     spacing: float | None = None,
+    int8: Int8 | None = None,
     command: str | None = None,
 ) -> list[str]:
     """Write a model; return what its user must know.
@@ -70,6 +95,7 @@ def export_model(
         images: on which what computes by itself is compared with the network, as `sources_of` takes them, at
             most `MOST_IMAGES`; none are the drawn cells that ship.
         spacing: of `wsinfer` alone, and needed there: micrometres a pixel of the network's input.
+        int8: of `onnx` and `openvino`: round to eight bits, if that costs next to nothing.
         command: the command line, recorded in the report.
 
     Raises:
@@ -93,9 +119,14 @@ def export_model(
         _refuse_for_wsinfer(model.preprocessing, spacing)
     elif spacing is not None:
         raise UsageError(f"--spacing is for wsinfer alone, not for {file_format}; leave it out.")
+    if int8 is not None and file_format not in IN_INT8:
+        raise UsageError(f"int8 is for {' and '.join(IN_INT8)} alone, not for {file_format}.")
     if file_format not in WRITERS:
         save_model(path, model)
         return _notes_on_pth(model) if file_format == "pth" else []
+    if int8 is not None:
+        _write_int8(model, path, file_format, int8, images, command)
+        return []
     _write_checked(model, path, file_format, _compared(model, images), spacing, command)
     if file_format == "wsinfer":
         return [
@@ -115,10 +146,8 @@ def _write_checked(
     command: str | None,
 ) -> None:
     """Write into a neighbouring folder, compare, and put in place what is right, with its report."""
-    target = path.parent if SUFFIXES[file_format] else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
-        folder = Path(beside)
+
+    def checked(folder: Path) -> dict[str, Any]:
         engine = WRITERS[file_format](model, folder, path.name, spacing)
         parity = compare(engine, TorchEngine(model), images)
         if parity.faults:
@@ -126,46 +155,122 @@ def _write_checked(
                 f"{path}: is not written, since it answers otherwise than the network: "
                 f"{'; '.join(parity.faults)}; tell the makers of Cervicyte."
             )
+        return {"engine": engine.describe(), **provenance(command), "parity": parity.to_json()}
+
+    _put_in_place(path, file_format, checked)
+
+
+def _put_in_place(path: Path, file_format: str, checked: Callable[[Path], dict[str, Any]]) -> None:
+    """Let `checked` write into a neighbouring folder, and move everything to its place with the report."""
+    target = path.parent if SUFFIXES[file_format] else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        folder = Path(beside)
+        said = checked(folder)
         report = f"{path.name}.{REPORT}" if SUFFIXES[file_format] else REPORT
-        origin = {"format": file_format, "engine": engine.describe(), **provenance(command)}
-        write_json(folder / report, {**origin, "parity": parity.to_json()})
-        del engine  # lets go of the file
+        write_json(folder / report, {"format": file_format, **said})
         target.mkdir(exist_ok=True)
         for written in sorted(folder.iterdir()):
             written.replace(target / written.name)
+
+
+def _write_int8(
+    model: ModelFile, path: Path, file_format: str, int8: Int8, images: Sequence[str], command: str | None
+) -> None:
+    """Write a graph in int8, measure what that costs, and put it in place only if that is next to nothing."""
+    calibrating, cells = _read(model, int8.calibration, MOST_CALIBRATING)
+    truth = None
+    if int8.held_out is None:
+        measuring, compared = _read(model, images, MOST_IN_INT8)
+    else:
+        measuring, compared, truth = _read_held_out(model, int8.held_out)
+    refuse_what_calibrated(calibrating, measuring)
+    graph = quantised(graph_of(model), cells)
+    network = TorchEngine(model)
+
+    def checked(folder: Path) -> dict[str, Any]:
+        write = _write_onnx if file_format == "onnx" else _write_openvino
+        engine = write(model, folder, path.name, None, graph)
+        engine.precision = INT8
+        cost = cost_of(_logits(engine, compared), _logits(network, compared), truth)
+        parity = compare(engine, network, sample_cells(model.preprocessing))
+        if faults := [*cost["faults"], *(f"on drawn cells {fault}" for fault in parity.faults)]:
+            raise ModelFileError(
+                f"{path}: is not written, since int8 costs too much on {len(compared)} images: "
+                f"{'; '.join(faults)}; stay with float32, or with bfloat16, which needs no other file."
+            )
+        origin = {"engine": engine.describe(), **provenance(command), "calibrating_images": len(cells)}
+        return {**origin, "int8": cost, "parity": parity.to_json()}
+
+    _put_in_place(path, file_format, checked)
+
+
+def _logits(engine: Engine, images: np.ndarray) -> np.ndarray:
+    starts = range(0, len(images), BATCH)
+    return np.concatenate([engine.run(images[start : start + BATCH]).logits for start in starts])
+
+
+def _read(model: ModelFile, names: Sequence[str], most: int) -> tuple[list[bytes], np.ndarray]:
+    """Return the contents and the preprocessed images of at most so many files."""
+    size = model.preprocessing.image_size
+    contents, found = [], [np.empty((0, size, size, 3), np.uint8)]
+    for source in itertools.islice(sources_of(names), most):
+        try:
+            contents.append(source.read())
+            found.append(model.preprocessing(read_image(contents[-1], name=source.name))[np.newaxis])
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{source.name}: cannot be read ({error}); leave it out.") from error
+    return contents, np.concatenate(found)
+
+
+def _read_held_out(model: ModelFile, data: Path) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Return the contents, the preprocessed images and the classes of labelled cells not seen in training."""
+    cells = read_dataset(data).cells
+    refuse_seen(model, cells, data, False, "measure on")
+    unknown = sorted({cell.label for cell in cells} - set(model.class_names))
+    if unknown:
+        raise UsageError(f"{data}: has the class {unknown[0]}, which the model does not have; take it out.")
+    truth = np.array([model.class_names.index(cell.label) for cell in cells])
+    contents = [cell.path.read_bytes() for cell in cells]
+    return contents, load_cells(cells, model.preprocessing), truth
 
 
 def _compared(model: ModelFile, names: Sequence[str]) -> np.ndarray:
     """Return the preprocessed images on which an export is compared."""
     if not names:
         return sample_cells(model.preprocessing)
-    found = []
-    for source in itertools.islice(sources_of(names), MOST_IMAGES):
-        try:
-            found.append(model.preprocessing(read_image(source.read(), name=source.name)))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{source.name}: cannot be read ({error}); leave it out.") from error
-    if not found:
+    _, found = _read(model, names, MOST_IMAGES)
+    if not len(found):
         raise UsageError("--images names no image; name some, or leave it out.")
-    return np.stack(found)
+    return found
 
 
 # --- what computes by itself -----------------------------------------------------------------------
 
 
-def _write_onnx(model: ModelFile, folder: Path, name: str, spacing: float | None) -> Engine:
+def _write_onnx(
+    model: ModelFile, folder: Path, name: str, spacing: float | None, graph: bytes | None = None
+) -> Engine:
+    """Write the network's graph, or the given one in int8."""
+    import onnx
+
     path = folder / name
-    path.write_bytes(_onnx_of(model))
+    written = onnx.load_model_from_string(graph or graph_of(model))
+    onnx.helper.set_model_props(written, {ABOUT: _about(model, INT8 if graph else "float32")})
+    path.write_bytes(written.SerializeToString())
     return OnnxEngine(path) if OnnxEngine.installed() else OpenVinoEngine(path)
 
 
-def _write_openvino(model: ModelFile, folder: Path, name: str, spacing: float | None) -> Engine:
+def _write_openvino(
+    model: ModelFile, folder: Path, name: str, spacing: float | None, graph: bytes | None = None
+) -> Engine:
+    """Write the network's graph, or the given one in int8."""
     OpenVinoEngine.refuse_unusable("float32")
     import openvino
 
     path = folder / "model.xml"
-    network = openvino.Core().read_model(graph_of(model))
-    network.set_rt_info(_about(model), [ABOUT])
+    network = openvino.Core().read_model(graph or graph_of(model))
+    network.set_rt_info(_about(model, INT8 if graph else "float32"), [ABOUT])
     openvino.save_model(network, path, compress_to_fp16=False)
     return OpenVinoEngine(path)
 
@@ -219,20 +324,12 @@ WRITERS: dict[str, Callable[[ModelFile, Path, str, float | None], Engine]] = {
 }
 
 
-def _onnx_of(model: ModelFile) -> bytes:
-    import onnx
-
-    graph = onnx.load_model_from_string(graph_of(model))
-    onnx.helper.set_model_props(graph, {ABOUT: _about(model)})
-    content: bytes = graph.SerializeToString()
-    return content
-
-
-def _about(model: ModelFile) -> str:
+def _about(model: ModelFile, precision: str) -> str:
     """Return what a graph carries, in base64: all but the weights, and what it is held against."""
     cells = sample_cells(model.preprocessing)
     reference = Reference(cells, TorchEngine(model).run(cells, evidence=True))
-    return base64.b64encode(all_but_weights(model, reference.arrays())).decode()
+    said = {PRECISION_KEY: precision}
+    return base64.b64encode(all_but_weights(model, reference.arrays(), **said)).decode()
 
 
 class _Graph(nn.Module):

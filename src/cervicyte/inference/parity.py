@@ -26,6 +26,7 @@ AT_ONCE = 8
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     "float32": {"logits": 1e-3, "probabilities": 1e-3, "means": 1e-3, "evidence": 1e-3},
     "bfloat16": {"logits": 0.05, "probabilities": 0.05, "means": 0.1, "evidence": 0.1},
+    "int8": {"logits": 0.2, "probabilities": 0.1, "means": 0.5, "evidence": 0.5},
 }
 
 
