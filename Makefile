@@ -188,6 +188,10 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	$(BIN)/python benchmarks/ray_speed.py $(SHARED)/data/sipakmed --price $(PRICES) --out benchmarks/results/ray_speed.json
 	test ! -d $(RUNS)/folds/seed_0 || $(BIN)/python benchmarks/precision_loss.py $(RUNS)/folds/seed_0 --data $(SHARED)/data/sipakmed \
 	  --out benchmarks/results/precision_loss.json
+	test ! -d $(RUNS)/folds/seed_0 || $(BIN)/python benchmarks/precision_loss.py $(RUNS)/folds/seed_0 --data $(SHARED)/data/sipakmed \
+	  --precision int8 --out benchmarks/results/precision_loss_int8.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/int8_cost.py --calibration $(SHARED)/data/sipakmed --images $(SHARED)/data/herlev \
+	  --out benchmarks/results/int8_cost.json
 	$(BIN)/python benchmarks/benchmarks_page.py
 
 clean: ## remove what make has made, but no run

@@ -22,6 +22,14 @@ RAY_COMMAND = (
     "python benchmarks/ray_speed.py ../shared/data/sipakmed --price 0.02,0.05,0.10 "
     "--out benchmarks/results/ray_speed.json"
 )
+INT8_COMMAND = (
+    "python benchmarks/int8_cost.py --calibration ../shared/data/sipakmed --images ../shared/data/herlev "
+    "--out benchmarks/results/int8_cost.json"
+)
+INT8_LOSS_COMMAND = (
+    "python benchmarks/precision_loss.py runs/folds/seed_0 --data ../shared/data/sipakmed --precision int8 "
+    "--out benchmarks/results/precision_loss_int8.json"
+)
 ALL_COMMAND = (
     "python benchmarks/predict_all.py ../shared/data/sipakmed ../shared/data/herlev "
     "--out benchmarks/results/predict_all.json"
@@ -382,6 +390,55 @@ def scale_lines(found: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list[str]:
+    """Return what int8 costs and brings, or which command would say so."""
+    lines = ["### Eight bits", ""]
+    if cost is None:
+        lines += [f"What int8 costs the shipped model: **not run**: `{INT8_COMMAND}`.", ""]
+    else:
+        compared = next(iter(cost["engines"].values()))["images"]
+        lines += [
+            f"The shipped model in int8, calibrated on {cost['calibrating_images']} cells of SIPaKMeD and "
+            f"compared with float32 on {compared} cells of Herlev, which did not train it. Their classes are "
+            "others, so that the share of cells with another class stands for the loss of accuracy, which "
+            f"cannot be larger. Network alone, threads: {cost['threads']}, in turns in one process.",
+            "",
+            "| engine | cells with another class | largest change of a probability | 99 in 100 less than "
+            "| images a second | times float32 [lowest, highest] |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, one in cost["engines"].items():
+            ratio = one["times_float32"]
+            lines.append(
+                f"| {name.replace('_', ', ')} | {one['another_class']:.2%} | "
+                f"{one['largest_change_of_a_probability']:.3f} | "
+                f"{one['change_of_a_probability_99th_percentile']:.3f} | {one['images_per_second']:.1f} | "
+                f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] |"
+            )
+        bounds = next(iter(cost["engines"].values()))["bounds"]
+        lines += [
+            f"| bound | {bounds['loss']:.1%} | {bounds['change_of_a_probability']:g} | | | |",
+            "",
+            "`cervicyte export --precision int8` refuses what is beyond a bound.",
+            "",
+            origin(cost),
+            "",
+        ]
+    if loss is None:
+        lines += [f"Its loss on held-out groups: **not run**: `{INT8_LOSS_COMMAND}`.", ""]
+    else:
+        lines += [
+            f"On {loss['cells']:,} cells in groups that the folds' networks had not seen: "
+            f"{loss['accuracy']['float32']:.2%} are called rightly in float32 and "
+            f"{loss['accuracy']['int8']:.2%} in int8; no probability moves by more than "
+            f"{loss['largest_change_of_a_probability']:.3f}.",
+            "",
+            origin(loss),
+            "",
+        ]
+    return lines
+
+
 def gpu_lines(speed: dict[str, Any]) -> list[str]:
     """Return what a GPU does, or that none was at hand."""
     found = speed.get("gpu")
@@ -423,6 +480,7 @@ def page() -> str:
         *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
         *explanation_lines(read("explanation_speed")),
         *inference_lines(read("inference_speed"), read("inference_memory"), read("precision_loss")),
+        *int8_lines(read_if_there("int8_cost"), read_if_there("precision_loss_int8")),
         *all_cells_lines(read_if_there("predict_all")),
         *scale_lines(read_if_there("ray_speed")),
         *training_lines(read("training_speed")),

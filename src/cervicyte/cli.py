@@ -705,7 +705,7 @@ def predict(
     ] = None,
     ray_engine: Annotated[
         Literal["auto", "torch", "onnx", "openvino"] | None,
-        typer.Option(help="What computes in each worker. Default: torch.", show_default=False),
+        typer.Option(help="What computes in each worker. Default: as of --engine.", show_default=False),
     ] = None,
     ray_threads: Annotated[
         int | None,
@@ -733,7 +733,7 @@ def predict(
             raise UsageError(f"--engine ray: {file} is a graph, and workers take a model file; name one.")
 
         workers = RayWorkers(file, ray_address, ray_threads or 1)
-        engine = ray_engine or "torch"
+        engine = ray_engine
     elif (ray_address, ray_engine, ray_threads) != (None, None, None):
         raise UsageError(f"--ray-… is for --engine ray alone, not for {engine}; leave it out.")
     outcome = predict(
