@@ -135,6 +135,7 @@ programme: ablation folds folds-by-cell fold-figures drawn-cells ## all figures 
 	for name in elsewhere elsewhere_shipped; do cp $(RUNS)/$$name/elsewhere.md $(RUNS)/$$name/elsewhere.json docs/results/model/$$name/ || exit 1; done
 	cp $(RUNS)/unlike_training.json docs/results/model/
 	$(BIN)/python benchmarks/goals_page.py
+	$(BIN)/python benchmarks/shipped_figures.py
 	$(BIN)/python docs/write_pages.py
 
 release: folds ## train the shipped model on all cells and attach what the folds found; 15 minutes, resumable

@@ -16,9 +16,10 @@ from cervicyte.evaluation.model_card import (
     validated_text,
     validated_title,
 )
+from cervicyte.evaluation.shipped_figures import shipped_figures
+from cervicyte.explanation.panels import percent
 from cervicyte.inference.classifier import Classifier
 from cervicyte.network.description import Metadata
-from cervicyte.pages import table
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "abnormal_called_normal")
 """Of a model's figures those that are shares and are seen first, with the recall of each class."""
@@ -45,12 +46,11 @@ def model_html(classifier: Classifier, model_name: str) -> str:
     data = about.data_set or about.data
     trained = f"<p>Trained on {html.escape(str(data))}.</p>" if data else ""
     original = "<p>A checkpoint of the original notebook.</p>" if model.original else ""
-    counts_of_test = (about.metrics.get("test_confusion_matrix") or {}).get("counts")
-    matrix = confusion_html(classifier.class_names, counts_of_test)
+    matrix = confusion_html(classifier.class_names, *_confusion(classifier, about))
     return (
-        f'<section class="about card"><div><h2>The model: {html.escape(model_name)}</h2>{trained}{original}'
-        f"{''.join(parts)}<h3>Whom it confuses</h3>{matrix}"
-        f"<h3>Limits</h3>{_list(limits(classifier, about))}</div></section>"
+        f'<section class="about card"><header><h2>The model: {html.escape(model_name)}</h2>{trained}'
+        f"{original}</header><div>{''.join(parts)}</div><div><h3>Whom it confuses</h3>{matrix}</div>"
+        f'<div class="wide"><h3>Limits</h3>{_list(limits(classifier, about))}</div></section>'
     )
 
 
@@ -95,20 +95,63 @@ def _of_validation(figures: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[st
             yield validated_title(key), figure, validated_text(key, figure)
 
 
-def confusion_html(class_names: Sequence[str], counts: Sequence[Sequence[int]] | None) -> str:
-    """Return the confusion matrix of the test part, or that the model file has none."""
+def _confusion(classifier: Classifier, about: Metadata) -> tuple[Sequence[Sequence[int]], str, str]:
+    """Return the counts of a confusion matrix, which cells they are of, and where they are from."""
+    counts = (about.metrics.get("test_confusion_matrix") or {}).get("counts") or ()
+    if counts:
+        return counts, "Cells of the test part", ""
+    shipped = shipped_figures(classifier.weights_sha256)
+    if shipped is None or shipped.confusion.class_names != classifier.class_names:
+        return (), "", ""
+    source = shipped.confusion.source
+    return (
+        shipped.confusion.counts,
+        "Cells of the cross-validation, each answered by a network that had not seen it",
+        f"From {source.file}, which “{source.command}” wrote at commit {source.commit}.",
+    )
+
+
+def confusion_html(
+    class_names: Sequence[str], counts: Sequence[Sequence[int]], of_what: str = "", source: str = ""
+) -> str:
+    """Return a confusion matrix, or that there is none.
+
+    Args:
+        class_names: in the model's order.
+        counts: [C, C], rows are true classes.
+        of_what: which cells were counted.
+        source: a sentence on where the counts are from.
+    """
     if not counts:
         return (
             "<p>The model file holds no confusion matrix: it was trained on all cells. The run folder or the "
             "results in the documentation have that of its cross-validation.</p>"
         )
-    rows = [
-        (html.escape(name), [f"{count:,}" for count in row])
-        for name, row in zip(class_names, counts, strict=True)
-    ]
-    return table(
-        ["True class", *class_names], rows, "Cells of the test part: rows are true classes, columns answers"
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in class_names)
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>{_counts(row, place)}</tr>'
+        for place, (name, row) in enumerate(zip(class_names, counts, strict=True))
     )
+    said = f'<p class="fine">{html.escape(source)}</p>' if source else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="matrix">'
+        f"<caption>{html.escape(of_what)}: rows are true classes, columns answers; below each count its "
+        f'share of the row</caption><thead><tr><th scope="col">True class</th>{head}</tr></thead><tbody>'
+        f"{rows}</tbody></table></div>{said}"
+    )
+
+
+def _counts(row: Sequence[int], place: int) -> str:
+    """Return a row's counts with their shares; `place` is that of the right answer."""
+    total = sum(row)
+    cells = []
+    for column, count in enumerate(row):
+        share = count / total if total else 0.0
+        kind = "right" if column == place else "wrong"
+        shade = f"--share:{share if kind == 'right' else min(1.0, 4 * share):.3f}"  # errors are rare
+        text = f"<small>{percent(share)}</small>" if count else ""
+        cells.append(f'<td class="{kind}" style="{shade}">{count:,}{text}</td>')
+    return "".join(cells)
 
 
 def limits(classifier: Classifier, about: Metadata) -> list[str]:
