@@ -48,6 +48,14 @@ def test_with_a_token_neither_pages_nor_uploads_nor_the_api_are_open(gated):
     assert gated.get("/api/v1/model", headers=BEARER).json()["class_names"] == list(CLASSES)
 
 
+def test_a_form_of_this_page_is_sent_with_its_own_origin(gated):
+    """By "no-referrer" browsers send it with the origin "null", which is refused: nobody could sign in."""
+    assert gated.get("/", headers={"accept": "text/html"}).headers["referrer-policy"] == "same-origin"
+    own = {"origin": HOME}
+    signed_in = gated.post("/login", data={"token": TOKEN}, headers=own, follow_redirects=False)
+    assert signed_in.status_code == 303
+
+
 def test_behind_a_proxy_everything_is_asked_below_its_path(gated):
     assert gated.get("/config", headers=BEARER).json()["root"] == f"{HOME}/cells"
     described = gated.get("/api/v1/openapi.json", headers=BEARER).json()
