@@ -12,12 +12,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FilePayload, Page, sync_playwright
+
+from cervicyte.datasets.classes import SIPAKMED_CLASSES
+from cervicyte.datasets.synthetic import draw_cell
 
 FOLDER = Path(__file__).parent / "images"
 MOST_BYTES = 150_000
 PATIENCE = 180_000  # milliseconds
+DRAWN = tuple(one.name for one in SIPAKMED_CLASSES)
+MORE = 70  # cells, to adapt to
 
 
 def keep(page: Page, name: str) -> None:
@@ -83,10 +89,33 @@ def walk(page: Page, kind: str) -> None:
         page.evaluate("document.querySelector('#nav').scrollIntoView()")
     keep(page, f"cells_{kind}")
     if kind == "light":
-        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        adapt(page)
+        page.evaluate("document.querySelectorAll('#details details').forEach(one => one.open = true)")
         page.wait_for_timeout(500)
         page.evaluate("document.querySelector('#details').scrollIntoView()")
         keep(page, "details")
+
+
+def adapt(page: Page) -> None:
+    """Adapt the model to more drawn cells, look at what changed, and go back to the few."""
+    generator = np.random.default_rng(0)
+    drawn = [draw_cell(kind, generator).image for kind in DRAWN for _ in range(MORE // len(DRAWN))]
+    files: list[FilePayload] = []
+    for number, image in enumerate(drawn):
+        file = BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        files.append({"name": f"drawn_{number:02}.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    page.set_input_files("#upload input[type=file]", files)
+    page.wait_for_selector(f"text={len(files) + len(DRAWN)} cells read")
+    page.click("#adaptation summary")
+    page.click("text=Adapt to these images")
+    page.click("text=Use the adapted model for this list")
+    page.wait_for_selector(".answer .adapted")
+    page.wait_for_selector(".verdict:has-text('through the network')")
+    page.evaluate("document.activeElement.blur(); document.querySelector('#adaptation').scrollIntoView()")
+    keep(page, "adapted")
+    page.click("text=Use the original again")
+    page.wait_for_selector(".answer:not(:has(.adapted))")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,10 @@ from PIL.PngImagePlugin import PngImageFile
 from cervicyte import __version__
 from cervicyte.dashboard import cell_view, intake, limits, page, server
 from cervicyte.dashboard import worklist as worklist_module
+from cervicyte.dashboard.batching import Batcher
 from cervicyte.dashboard.cell_view import Looked, look, outline_path
 from cervicyte.dashboard.downloads import Download, Source, download_of_cell, download_of_worklist, table_csv
+from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.intake import Arrived
 from cervicyte.dashboard.markup import SHOWN_SIDE
 from cervicyte.dashboard.model_view import model_html
@@ -382,26 +384,33 @@ def test_a_class_without_probability_is_not_called_tested():
     assert "from 1 pass through the network" in text
 
 
-def test_after_everything_that_shows_a_map_the_verdict_follows(classifier):
+def events_of(classifier: Classifier, folder: Path, with_verdicts: bool = True) -> Events:
+    return Events(classifier, "model", Batcher(classifier), folder, with_verdicts)
+
+
+def test_after_everything_that_shows_a_map_the_verdict_follows(classifier, tmp_path):
     """As chained events, so that the map never waits for its verdict."""
-    config = page.build_page(classifier, "model").config
+    config = page.build_page(events_of(classifier, tmp_path), "model").config
     named = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-    judging = [one for one in config["dependencies"] if one["outputs"] == [named["verdict"]]]
-    showing = {
-        one["id"]
+    after = [one["trigger_after"] for one in config["dependencies"]]
+    of_bridge = {
+        one["targets"][0][1]: one["id"]
         for one in config["dependencies"]
-        if named["verdict"] in one["outputs"]
-        and one not in judging
-        and named["progress"] not in one["outputs"]
+        if one["targets"] and one["targets"][0][0] == named["bridge"]
     }
-    assert len(judging) == 4
-    assert {one["trigger_after"] for one in judging} == showing
+    for name in ("open", "explain", "use"):
+        assert after.count(of_bridge[name]) == 1, name
+    # After files were read the first cell is opened, and that is followed by the verdict.
+    opening = next(
+        one["id"] for one in config["dependencies"] if one["trigger_after"] == of_bridge["samples"]
+    )
+    assert after.count(opening) == 1
+    assert sum(one is not None for one in after) == 7
 
 
-def test_verdicts_can_be_left_out(classifier):
-    config = page.build_page(classifier, "model", with_verdicts=False).config
-    named = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-    assert not [one for one in config["dependencies"] if one["outputs"] == [named["verdict"]]]
+def test_verdicts_can_be_left_out(classifier, tmp_path):
+    config = page.build_page(events_of(classifier, tmp_path, with_verdicts=False), "model").config
+    assert [one["trigger_after"] is not None for one in config["dependencies"]].count(True) == 2
     assert "not\nknown" in cell_view.UNTESTED
 
 
@@ -646,7 +655,8 @@ def test_the_model_s_figures_stand_with_their_intervals_and_its_matrix_if_there_
     model = dataclasses.replace(classifier.model, metadata={"metrics": metrics})
     text = model_html(Classifier(model), "model")
     for count in (51, 55, 59):
-        assert f"<td>{count}</td>" in text
+        assert f">{count}<small>" in text
+    assert "91.1 %" in text  # 51 of 56
     assert "No figures were recorded" in model_html(
         Classifier(dataclasses.replace(model, metadata={})), "model"
     )

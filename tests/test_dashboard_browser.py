@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from cervicyte.datasets.synthetic import draw_cell
 from cervicyte.images.preprocessing import Preprocessing
-from cervicyte.network.model_file import ModelFile, save_model
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -46,7 +46,7 @@ SERVE = """
 import functools, sys
 from pathlib import Path
 from cervicyte.dashboard import server
-server.build_page = functools.partial(server.build_page, samples=Path(sys.argv[2]))
+server.Events = functools.partial(server.Events, samples=Path(sys.argv[2]))
 server.serve(Path(sys.argv[1]), port=0, open_browser=False)
 """
 
@@ -229,6 +229,87 @@ def test_another_class_method_and_layer_are_shown_when_they_are_chosen(page):
     assert "50%" in page.evaluate("getComputedStyle(document.querySelector('.pane .map')).clipPath")
 
 
+def test_the_line_between_before_and_after_is_dragged_in_the_picture(page):
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector(".legend strong")
+    page.fill("#split", "50")
+    page.locator("#viewer .stage").scroll_into_view_if_needed()
+    pane = page.locator("#viewer .pane").bounding_box()
+    height = pane["y"] + pane["height"] / 2
+    page.mouse.move(pane["x"] + pane["width"] * 0.5, height)
+    page.mouse.down()
+    page.mouse.move(pane["x"] + pane["width"] * 0.8, height)
+    page.mouse.up()
+    assert page.input_value("#split") == "80"
+    page.mouse.move(pane["x"] + pane["width"] * 0.2, height)  # let go: it stays
+    assert page.input_value("#split") == "80"
+
+
+def test_a_page_that_is_loaded_again_has_its_cells_and_a_new_one_has_none(page, opened, tmp_path):
+    assert page.locator("[data-save]:disabled").count() == 7  # nothing is there to be saved
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector("[data-place]:has-text('1 of 3')")
+    page.keyboard.press("j")
+    wanted = page.inner_text("#worklist li:nth-child(2) .name")
+    page.wait_for_selector(f".answer .kicker:has-text('{wanted}')")
+    tab(page, "Reading")
+    page.click("#read-side button.samples")
+    page.wait_for_selector("#reading form")
+    page.keyboard.press("1")
+    page.click("text=Record and reveal")
+    page.wait_for_selector(".outcome")
+    page.reload()
+    page.wait_for_selector(f".answer .kicker:has-text('{wanted}')")
+    assert page.locator("#worklist button").count() == 3
+    page.wait_for_selector("[data-place]:has-text('2 of 3')")
+    page.keyboard.press("k")
+    first = page.inner_text("#worklist li:nth-child(1) .name")
+    page.wait_for_selector(f".answer .kicker:has-text('{first}')")
+    tab(page, "Reading")
+    assert page.is_visible(".outcome")
+    assert opened().locator("#worklist button").count() == 0
+    asked = []
+
+    def accept(dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", accept)
+    tab(page, "Cells")
+    page.click("text=Clear list")
+    page.wait_for_selector("#worklist .empty")
+    assert asked == ["Remove all 3 from the list?"]
+    assert page.failures == []
+
+
+def test_a_model_is_adapted_to_a_list_used_for_it_and_saved(page, tmp_path):
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        for number in range(64):
+            cell = draw_cell(CLASSES[number % 3], np.random.default_rng(number)).image
+            Image.fromarray(cell).save(tmp_path / "cell.png")
+            archive.write(tmp_path / "cell.png", f"cell_{number:02}.png")
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector("text=3 cells read")
+    page.click("#adaptation summary")
+    assert "this list has 3" in page.inner_text("#adaptation")
+    upload(page, tmp_path / "cells.zip")
+    page.wait_for_selector("text=67 cells read")
+    page.click("text=Adapt to these images")
+    page.wait_for_selector("text=Use the adapted model for this list")
+    assert page.locator("#adaptation tbody tr").count() == len(CLASSES) + 5
+    assert RESEARCH_USE_ONLY in page.inner_text("#adaptation")
+    page.click("text=Use the adapted model for this list")
+    page.wait_for_selector(".answer .adapted:has-text('adapted to 67 images')")
+    page.wait_for_selector(".verdict:has-text('through the network')")
+    with page.expect_download() as waiting:
+        page.click("text=Save the adapted model")
+    waiting.value.save_as(tmp_path / "adapted.safetensors")
+    assert load_model_file(tmp_path / "adapted.safetensors").metadata["adaptation"]["images"] == 67
+    page.click("text=Use the original again")
+    page.wait_for_selector(".answer:not(:has(.adapted))")
+    assert page.failures == []
+
+
 def test_a_picture_is_pasted_from_the_clipboard(page, samples):
     pixels = base64.b64encode((samples / "parabasal.png").read_bytes()).decode()
     page.evaluate(
@@ -322,7 +403,8 @@ def test_axe_finds_nothing_serious_on_any_page_in_dark_or_light(opened):
     brightness = [sum(map(int, re.findall(r"\d+", page.evaluate(ground))[:3]))]
     page.click("button.samples >> nth=0")
     page.wait_for_selector(".verdict:has-text('through the network')")
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    for summary in page.locator("#work summary").all():
+        summary.click()
     found = []
     for name in ("Cells", "Reading", "Model"):
         tab(page, name)

@@ -10,7 +10,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from cervicyte.cli import app
-from cervicyte.dashboard import limits
+from cervicyte.dashboard import intake, limits, session
+from cervicyte.evaluation.adaptation import FEWEST_IMAGES
 
 SERVER = (PROJECT / "docs" / "dashboard_server.md").read_text()
 DEPLOYMENT = (PROJECT / "docs" / "deployment.md").read_text()
@@ -51,6 +52,21 @@ def test_the_limits_on_the_page_are_the_programs():
         f"longer than {limits.SHOWN_SIDE:,} pixels",
     ):
         assert said in SERVER, said
+
+
+def test_how_long_cells_are_kept_on_the_page_is_the_program_s():
+    page = (PROJECT / "docs" / "dashboard.md").read_text()
+    for said in (
+        f"{session.SECONDS_AFTER_LEAVING // 60} minutes after the page was left",
+        f"{session.SECONDS_KEPT // 3600} hours after the last thing",
+        f"more than {limits.MAX_SESSIONS_MB:,} MB",
+        f"more than {limits.MAX_SESSIONS:,} pages",
+        f"It takes {FEWEST_IMAGES} images or more",
+        f"| images in a list | {intake.MAX_CELLS} |",
+        f"| files of a list, in memory | {intake.MAX_WORKLIST_MB} MB |",
+    ):
+        assert said in page, said
+    assert (limits.SECONDS_OF_PATIENCE, session.SECONDS_UNTIL_IDLE) == (10, 300)  # in words there
 
 
 def test_the_page_lists_every_address_and_counter():

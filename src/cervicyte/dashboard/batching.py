@@ -1,34 +1,47 @@
 """Answers for many who ask at once: their images go through the network together, one queue for all.
 
-The queue holds files, not decoded images, and is bounded: when it is full, whoever comes next is sent away at
-once instead of being kept waiting (`Busy`). One thread takes what has gathered while it was at work, so that
-images wait for each other no longer than the network is busy anyway.
+The queue is bounded: when it is full, whoever comes next is sent away (`Busy`), the API's clients at once,
+the pages after a few seconds. One thread takes what has gathered while it was at work, so that images wait
+for each other no longer than the network is busy anyway. The API's images wait as files, not decoded; the
+pages ask through a `QueuedClassifier`. What takes long, the test of a map, has a place in the queue and a
+thread of its own, so that the next cell does not wait for it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from cervicyte.dashboard.limits import MAX_EXPLAINED_PIXELS, MAX_PIXELS, MAX_WAITING
+from cervicyte.dashboard.limits import (
+    MAX_EXPLAINED_PIXELS,
+    MAX_PIXELS,
+    MAX_WAITING,
+    SECONDS_OF_PATIENCE,
+)
 from cervicyte.errors import CervicyteError
 from cervicyte.evaluation.answers import Prediction
 from cervicyte.evaluation.predictions import BATCH
+from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 
+Result = TypeVar("Result")
 # A processor is busy with a few images already: with more at once all would wait for the last one's answer.
 IMAGES_AT_ONCE = {"cpu": 8}
 PIXELS_AT_ONCE = 2 * MAX_PIXELS  # decoded, in memory
 LOGGER = logging.getLogger("cervicyte")
+SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class Busy(Exception):
@@ -88,6 +101,23 @@ class Asked:
     answer: Future[Found] = field(default_factory=Future)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a page wants of the network, to be done by itself when its turn comes.
+
+    Attributes:
+        do: asks the network.
+        images: for how many it counts.
+        aside: whether it takes long and nobody looks at a bare page for it: others overtake it.
+        answer: will hold what `do` returns, or its error.
+    """
+
+    do: Callable[[], Any]
+    images: int = 1
+    aside: bool = False
+    answer: Future[Any] = field(default_factory=Future)
+
+
 class Batcher:
     """Sends the images of all who ask through one classifier, together where they wait together.
 
@@ -113,40 +143,102 @@ class Batcher:
         self._most_waiting = most_waiting
         self._at_once = IMAGES_AT_ONCE.get(classifier.device.split(":")[0], BATCH)
         self._on_batch = on_batch
-        self._waiting: deque[Asked] = deque()
+        self._waiting: deque[Asked | Work] = deque()
+        self._aside: deque[Work] = deque()  # has a thread of its own, one at a time
+        self._at_work: set[str] = set()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="cervicyte-batches", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name="cervicyte-batches", daemon=True),
+            threading.Thread(target=self._work_aside, name="cervicyte-aside", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
         """How many images wait."""
-        return len(self._waiting)
+        with self._changed:
+            return _images(self._waiting) + _images(self._aside)
 
-    def submit(self, asked: Sequence[Asked]) -> None:
+    def submit(self, asked: Sequence[Asked | Work]) -> None:
         """Take images in, all or none; their `answer` comes later. A cancelled one is not worked on.
 
         Raises:
             Busy: there is no room for all of them, or the batcher was closed.
         """
         with self._changed:
-            if len(self._waiting) + len(asked) > self._most_waiting:
+            if not self._has_room(asked):
                 self._waiting = deque(one for one in self._waiting if not one.answer.cancelled())
-            if self._closed or len(self._waiting) + len(asked) > self._most_waiting:
+                self._aside = deque(one for one in self._aside if not one.answer.cancelled())
+            if self._closed or not self._has_room(asked):
                 raise Busy
-            self._waiting.extend(asked)
-            self._changed.notify()
+            for one in asked:
+                if isinstance(one, Work) and one.aside:
+                    self._aside.append(one)
+                else:
+                    self._waiting.append(one)
+            self._changed.notify_all()
+
+    def in_turn(
+        self,
+        do: Callable[[], Result],
+        images: int = 1,
+        *,
+        aside: bool = False,
+        patience: float = SECONDS_OF_PATIENCE,
+    ) -> Result:
+        """Return what `do` returns, which is called when its turn comes.
+
+        Args:
+            do: asks the network.
+            images: for how many it counts.
+            aside: see `Work`.
+            patience: seconds to wait for a place in the queue.
+
+        Raises:
+            Busy: there was no place in that time, or the batcher was closed.
+        """
+        work = Work(do, images, aside)
+        end = time.monotonic() + patience
+        while True:
+            try:
+                self.submit([work])
+            except Busy:
+                left = end - time.monotonic()
+                if left <= 0 or self._closed:
+                    raise
+                with self._changed:
+                    self._changed.wait(min(left, SECONDS_BETWEEN_LOOKS))
+            else:
+                break
+        try:
+            result: Result = work.answer.result()
+        except CancelledError:
+            raise Busy from None
+        return result
+
+    def until_idle(self, longest: float) -> None:
+        """Wait until nobody waits and nothing is at work, but not for longer than so many seconds."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not (self._waiting or self._aside or self._at_work), timeout=longest
+            )
+
+    def _has_room(self, asked: Sequence[Asked | Work]) -> bool:
+        return self.waiting + _images(asked) <= self._most_waiting
 
     def close(self) -> None:
         """End the thread; what still waits is cancelled."""
         with self._changed:
             self._closed = True
-            for one in self._waiting:
+            for one in (*self._waiting, *self._aside):
                 one.answer.cancel()
             self._waiting.clear()
-            self._changed.notify()
-        self._thread.join()
+            self._aside.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         try:
@@ -155,6 +247,9 @@ class Batcher:
         except Exception as error:
             log_failure(error)
         while (batch := self._gathered()) is not None:
+            if isinstance(batch, Work):
+                _carry_out(batch)
+                continue
             try:
                 self._answer(batch)
             except Exception as error:  # whatever it was, the next batch is not to suffer from it
@@ -162,14 +257,38 @@ class Batcher:
                 for one in batch:
                     _fail(one, error)
 
-    def _gathered(self) -> list[Asked] | None:
-        """Wait for images and return what has gathered, at most a batch; None when closed."""
+    def _work_aside(self) -> None:
+        while True:
+            with self._changed:
+                self._at_work.discard("aside")
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._aside or self._closed)
+                if self._closed:
+                    return
+                self._at_work.add("aside")
+                work = self._aside.popleft()
+            _carry_out(work)
+
+    def _gathered(self) -> list[Asked] | Work | None:
+        """Wait; return the work whose turn it is, or the images before the next work; None when closed."""
         with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
+            self._at_work.discard("batch")
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
                 return None
-            return [self._waiting.popleft() for _ in range(min(self._at_once, len(self._waiting)))]
+            self._at_work.add("batch")
+            batch: list[Asked] = []
+            while self._waiting and len(batch) < self._at_once:
+                first = self._waiting[0]
+                if isinstance(first, Work):
+                    if not batch:
+                        self._waiting.popleft()
+                        return first
+                    break
+                batch.append(first)
+                self._waiting.popleft()
+            return batch
 
     def _answer(self, batch: Sequence[Asked]) -> None:
         """Read and answer a batch, in parts whose decoded images lie in memory at once."""
@@ -240,6 +359,63 @@ class Batcher:
             preprocessed = self.classifier.model.preprocessing(image)
             verdict = self.classifier.judge(preprocessed, prediction.class_name, wanted.layer, wanted.method)
         return Found(image, height, width, prediction, maps, verdict)
+
+
+class QueuedClassifier(Classifier):
+    """A classifier for the pages: it asks its network in turn with all others.
+
+    `predict`, `explain` and `judge` raise `Busy` where no turn is to be had.
+    """
+
+    def __init__(self, classifier: Classifier, batcher: Batcher) -> None:
+        """Take the classifier that does the work and the queue that gives the turns."""
+        # Not by the parent's own: the network lies where it is to be.
+        self.model, self.device = classifier.model, classifier.device
+        self.answerer, self.engine = classifier.answerer, classifier.engine
+        self._batcher = batcher
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """See `Classifier.predict`."""
+        if not images:
+            return []
+        return self._batcher.in_turn(functools.partial(super().predict, images), len(images))
+
+    def explain(
+        self,
+        image: np.ndarray,
+        classes: Sequence[str] | None = None,
+        layer: str = cam.DEFAULT_LAYER,
+        method: str = cam.DEFAULT_METHOD,
+    ) -> dict[str, np.ndarray]:
+        """See `Classifier.explain`."""
+        return self._batcher.in_turn(functools.partial(super().explain, image, classes, layer, method))
+
+    def judge(
+        self,
+        preprocessed: np.ndarray,
+        class_name: str,
+        layer: str = cam.DEFAULT_LAYER,
+        method: str = cam.DEFAULT_METHOD,
+    ) -> Verdict:
+        """See `Classifier.judge`."""
+        return self._batcher.in_turn(
+            functools.partial(super().judge, preprocessed, class_name, layer, method), aside=True
+        )
+
+
+def _images(waiting: Iterable[Asked | Work]) -> int:
+    return sum(one.images if isinstance(one, Work) else 1 for one in waiting)
+
+
+def _carry_out(work: Work) -> None:
+    if not work.answer.set_running_or_notify_cancel():
+        return
+    try:
+        result = work.do()
+    except BaseException as error:
+        work.answer.set_exception(error)
+    else:
+        work.answer.set_result(result)
 
 
 def log_failure(error: BaseException) -> None:

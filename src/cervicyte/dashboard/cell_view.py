@@ -80,6 +80,12 @@ class Looked:
         return self.verdicts.get(self.asked)
 
     @property
+    def held_bytes(self) -> int:
+        """What its pictures take of the memory."""
+        pictures = (self.image, self.preprocessed, self.shown, *self.overlays.values())
+        return sum(one.nbytes for one in pictures)
+
+    @property
     def areas(self) -> tuple[int, int] | None:
         """Pixels of the nucleus and of the whole cell, in the image as it is shown."""
         if self.outlines is None:
@@ -142,17 +148,24 @@ def look(classifier: Classifier, entry: Entry) -> Looked:
 # --- the answer ----------------------------------------------------------------------------------
 
 
-def answer_html(worklist: Worklist, looked: Looked) -> str:
-    """Return the class, its confidence, the doubts, and every class's probability from high to low."""
+def answer_html(worklist: Worklist, looked: Looked, model_name: str = "") -> str:
+    """Return the class, its confidence, the doubts, and every class's probability from high to low.
+
+    Args:
+        worklist: that the cell is of.
+        looked: the cell.
+        model_name: said beside the answer if it is not the served model's.
+    """
     entry, prediction = looked.entry, looked.prediction
     groupings = worklist.groupings
     grouping = groupings[prediction.class_name]
     tag = f' <span class="tag {grouping}">{grouping}</span>' if grouping else ""
     abnormal = worklist.abnormal(prediction)
     together = "" if abnormal is None else f" · abnormal classes together <b>{percent(abnormal)}</b>"
+    by = f'<p class="adapted">Model {html.escape(model_name)}</p>' if model_name else ""
     return (
         f'<section class="answer card" aria-label="Answer"><p class="kicker">{html.escape(entry.name)} · '
-        f"{entry.width} &times; {entry.height} pixels</p>"
+        f"{entry.width} &times; {entry.height} pixels</p>{by}"
         f'<div aria-live="polite"><h2>{html.escape(prediction.class_name)}{tag}</h2>'
         f'<p class="confidence">Confidence <b>{percent(prediction.confidence)}</b>{together}</p>'
         f"{doubt_html(prediction)}</div>{bars_html(prediction, groupings)}{set_html(prediction)}"

@@ -10,8 +10,12 @@ MAX_EXPLAINED_PIXELS = 5_000_000
 """Bound for one image whose maps are asked for: five maps of it lie in memory."""
 MAX_IMAGES = 32  # in one request
 MAX_EXPLAINED_IMAGES = 4  # in one request for maps
-MAX_WAITING = 96  # images of all requests that wait for the network
+MAX_WAITING = 96  # images of all requests and pages that wait for the network
+SECONDS_OF_PATIENCE = 10  # that a page waits for a place among them
 MAX_BODIES_MB = 400  # of all requests at once, in memory
 MAX_NAME = 200  # characters of an image's name; what is longer is cut
 SHOWN_SIDE = 1024  # pixels; larger pictures and maps are given smaller
 SECONDS_TO_RETRY = 2  # what a request that finds no room is told
+MAX_SESSIONS = 1000  # pages whose cells are kept
+MAX_SESSIONS_MB = 1500  # what their files, pictures and models take of the memory together
+MAX_ADAPTED_PIXELS = 150_000_000  # of all images that a model is adapted to, decoded at once

@@ -1,4 +1,4 @@
-"""The dashboard's page: what lies where, and what happens when something is asked.
+"""The dashboard's page: what lies where, and which event each question is. What happens is in `events.py`.
 
 Pictures go to the browser inside the page and downloads are made there, so that nothing of a cell is left on
 the disk. What the page looks like and does without the server is in `style.css` and `script.js`.
@@ -7,267 +7,160 @@ the disk. What the page looks like and does without the server is in `style.css`
 from __future__ import annotations
 
 import html
-import time
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
 from cervicyte.dashboard import cell_view
-from cervicyte.dashboard.cell_view import Looked, look
-from cervicyte.dashboard.downloads import SAVES, Download, Source, download_of_cell, download_of_worklist
-from cervicyte.dashboard.intake import MAX_CELLS, Arrived, arrivals
+from cervicyte.dashboard import events as happens
+from cervicyte.dashboard.downloads import SAVES
+from cervicyte.dashboard.events import Changes, Events
+from cervicyte.dashboard.intake import MAX_CELLS
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
-from cervicyte.dashboard.markup import error_html, thumbnail
 from cervicyte.dashboard.model_view import model_html
-from cervicyte.dashboard.reading import NOTHING_TO_READ, reading_html, summary_html
-from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
-from cervicyte.dashboard.session import SECONDS_KEPT, Session
-from cervicyte.dashboard.worklist import Worklist, filter_html, progress_html, worklist_html
-from cervicyte.datasets.synthetic import SAMPLES
-from cervicyte.errors import CervicyteError
+from cervicyte.dashboard.reading import NOTHING_TO_READ, summary_html
+from cervicyte.dashboard.session import SECONDS_AFTER_LEAVING, Session
+from cervicyte.dashboard.worklist import Worklist, filter_html, worklist_html
 from cervicyte.evaluation.model_card import model_card
-from cervicyte.images.reader import read_image
-from cervicyte.inference.classifier import Classifier
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
-SECONDS_OF_REST = 0.4  # a map is tested once the reader stays with it
-READERS_AT_ONCE = 4  # of one kind of question; a long list of one reader does not hold up another's
-GONE = "The server no longer keeps this cell; choose its file again."
+AT_ONCE = 4  # of one kind of question; a long list of one reader does not hold up another's
 
 # The names stand here in quotes: Gradio makes events of those alone.
 BRIDGE = """
-const known = ['open', 'explain', 'samples', 'clear', 'save', 'drawn', 'record', 'next'];
+const known = ['open', 'explain', 'samples', 'clear', 'save', 'drawn', 'record', 'next', 'adapt', 'use'];
 window.cervicyte.send = (name, data) => { if (known.includes(name)) trigger(name, data); };
 """
 
 SAVE = "watch('value', () => window.cervicyte.save(props.value));"
+# The tab's key goes before what is asked; see `session.py`.
+KEYED = "(...given) => [window.cervicyte.key(), ...given.slice(1)]"
+OPENED = "() => [window.cervicyte.key(), window.cervicyte.hadCells()]"
 
 
-def build_page(
-    classifier: Classifier,
-    model_name: str,
-    samples: Path = SAMPLES,
-    with_verdicts: bool = True,
-    reading_log: ReadingLog | None = None,
-) -> gr.Blocks:
-    """Return the page for a classifier.
-
-    Args:
-        classifier: answers.
-        model_name: as the page names the model.
-        samples: holds pictures (PNG) to try, if it is there.
-        with_verdicts: whether each map is held against controls after it is shown.
-        reading_log: keeps what is read blind, if the user turned it on.
-    """
-    drawn = [Arrived(file.name, file.read_bytes()) for file in sorted(samples.glob("*.png"))]
-    pictures = {
-        cell_view.drawn_name(Path(one.name).stem): thumbnail(read_image(one.content, one.name))
-        for one in drawn
-    }
-
-    def take_in(session: Session, arrived: Iterator[Arrived]) -> Iterator[tuple[Any, ...]]:
-        """Read files into the list while it is looked at; the field for files is free again at the end."""
-        worklist = session.worklist
-        for _ in worklist.read(classifier, arrived):
-            if session.worklist is not worklist:  # it was cleared meanwhile
-                break
-            yield gr.skip(), session, progress_html(worklist, reading=True), worklist_html(worklist)
-        worklist = session.worklist
-        yield None, session, progress_html(worklist, reading=False), worklist_html(worklist)
-
-    def read_uploads(uploads: list[str], session: Session) -> Iterator[tuple[Any, ...]]:
-        yield from take_in(session, arrivals(map(Path, uploads), session.worklist.room))
-
-    def read_samples(session: Session) -> Iterator[tuple[Any, ...]]:
-        yield from take_in(session, iter(drawn[: session.worklist.room]))
-
-    def shown(session: Session) -> tuple[Any, ...]:
-        """Return what is shown of the cell that is looked at: session, answer, picture, verdict, details."""
-        looked = session.looked
-        if looked is None:
-            return session, "", stamped(cell_view.EMPTY_CELL), "", ""
-        return (
-            session,
-            cell_view.answer_html(session.worklist, looked),
-            stamped(cell_view.viewer_html(classifier, looked)),
-            said_of_map(looked),
-            cell_view.details_html(classifier, looked, pictures),
-        )
-
-    def said_of_map(looked: Looked) -> str:
-        if looked.verdict is not None:
-            return cell_view.verdict_html(looked.class_name, looked.verdict)
-        return cell_view.PENDING if with_verdicts else cell_view.UNTESTED
-
-    def open_first(session: Session) -> tuple[Any, ...]:
-        """Look at the first of the list, unless one is looked at already."""
-        answered = session.worklist.answered()
-        if session.looked is not None or not answered:
-            return (gr.skip(),) * 5
-        session.looked = look(classifier, answered[0])
-        return shown(session)
-
-    def open_cell(session: Session, event: gr.EventData) -> tuple[Any, ...]:
-        entry = session.worklist.entry(int(event.key))
-        if entry is None or entry.prediction is None:
-            return session, error_html(GONE), stamped(cell_view.EMPTY_CELL), "", ""
-        session.looked = look(classifier, entry)
-        return shown(session)
-
-    def explain(session: Session, event: gr.EventData) -> tuple[Any, ...]:
-        looked = session.looked
-        if looked is None:
-            return session, stamped(error_html(GONE)), ""
-        try:
-            looked.explain(classifier, event.class_name, event.method, event.layer)
-        except CervicyteError as error:
-            return session, stamped(error_html(str(error))), ""
-        return session, stamped(cell_view.viewer_html(classifier, looked)), said_of_map(looked)
-
-    def judge(session: Session) -> Any:
-        """Hold the map that is shown against controls; say nothing if another one is shown by then."""
-        looked = session.looked
-        if looked is None or looked.verdict is not None:
-            return gr.skip()
-        asked = looked.asked
-        time.sleep(SECONDS_OF_REST)
-        if session.looked is not looked or looked.asked != asked:
-            return gr.skip()
-        verdict = looked.judge(classifier, asked)
-        if session.looked is not looked or looked.asked != asked:
-            return gr.skip()
-        return cell_view.verdict_html(asked[0], verdict)
-
-    def read_blind(session: Session, arrived: Iterator[Arrived]) -> Iterator[tuple[Any, ...]]:
-        """Take in cells that are to be read blind; the first is shown as soon as it is there."""
-        reading = session.reading
-        for _ in reading.cells.read(classifier, arrived):
-            yield gr.skip(), session, progress_html(reading.cells, reading=True), gr.skip(), gr.skip()
-        yield None, session, progress_html(reading.cells, reading=False), *of_reading(session)
-
-    def uploads_to_read(uploads: list[str], session: Session) -> Iterator[tuple[Any, ...]]:
-        yield from read_blind(session, arrivals(map(Path, uploads), session.reading.cells.room))
-
-    def samples_to_read(session: Session) -> Iterator[tuple[Any, ...]]:
-        yield from read_blind(session, iter(drawn[: session.reading.cells.room]))
-
-    def of_reading(session: Session) -> tuple[str, str]:
-        reading = session.reading
-        return reading_html(reading, classifier.class_names), summary_html(reading, reading_log is not None)
-
-    def record(session: Session, event: gr.EventData) -> tuple[Any, ...]:
-        seen = {entry.sha256 for entry in session.worklist.entries}
-        try:
-            session.reading.record(classifier, event.label, event.remark[:LONGEST_REMARK], seen, reading_log)
-        except CervicyteError as error:
-            return session, error_html(str(error)), gr.skip()
-        return session, *of_reading(session)
-
-    def next_to_read(session: Session) -> tuple[Any, ...]:
-        session.reading.revealed = False
-        return session, *of_reading(session)
-
-    def save(session: Session, event: gr.EventData) -> str:
-        if event.of == "reading":
-            readings = session.reading.csv(classifier).encode("utf-8")
-            return Download("cervicyte_readings.csv", readings).packed()
-        if event.of == "cell" and with_verdicts and session.looked is not None:
-            session.looked.judge(classifier, session.looked.asked)  # no map goes out untested
-        source = Source(classifier, model_name, session.worklist, session.looked)
-        make = download_of_cell if event.of == "cell" else download_of_worklist
-        made = make(source, event.what)
-        return made.packed() if made else ""
-
-    def clear(session: Session) -> tuple[Any, ...]:
-        session.worklist, session.looked = Worklist(classifier.class_names), None
-        return *shown(session), "", worklist_html(session.worklist)
-
+def build_page(events: Events, model_name: str) -> gr.Blocks:
+    """Return the page; `model_name` is how it names the model."""
+    classifier, pictures = events.classifier, list(events.pictures.values())
     with gr.Blocks(title="Cervicyte", analytics_enabled=False, delete_cache=(60, 60)) as page:
-        session = gr.State(Session.of(classifier.class_names), time_to_live=SECONDS_KEPT)
         bridge = part("", js_on_load=BRIDGE, elem_id="bridge")
-        # Shows nothing: what is put there is saved by the browser.
-        saved = part("", html_template="", js_on_load=SAVE, elem_id="saved")
+        key = part("", elem_id="key")  # filled in by the browser with every question
+        parts: dict[str, Any] = {
+            # Shows nothing: what is put there is saved by the browser.
+            happens.SAVED: part("", html_template="", js_on_load=SAVE, elem_id="saved")
+        }
         part(masthead_html(model_name))
         with gr.Tabs():
             with gr.Tab("Cells"), gr.Row(elem_id="work"):
                 with gr.Column(elem_id="side"):
-                    # Of any type: what a file is, is told by its contents, and an error in our words.
                     part('<p class="field-title">Images of single cells, or zip archives</p>')
-                    upload = gr.File(
-                        label="Images or zip archives", show_label=False, file_count="multiple", height=104,
-                        elem_id="upload",
-                    )  # fmt: skip
-                    part(samples_html(list(pictures.values())))
-                    progress = part("", elem_id="progress")
+                    parts[happens.UPLOAD] = files(happens.UPLOAD)
+                    part(samples_html(pictures))
+                    parts[happens.PROGRESS] = part("", elem_id=happens.PROGRESS)
                     part(filter_html(classifier.class_names))
-                    listed = part(worklist_html(Worklist(classifier.class_names)), elem_id="worklist")
+                    empty = worklist_html(Worklist(classifier.class_names))
+                    parts[happens.LISTED] = part(empty, elem_id=happens.LISTED)
+                    parts[happens.ADAPTATION] = part("", elem_id=happens.ADAPTATION)
                 with gr.Column(elem_id="cell"):
                     part(NAVIGATION, elem_id="nav")
-                    answer = part("", elem_id="answer")
-                    viewer = part(cell_view.EMPTY_CELL, elem_id="viewer")
-                    verdict = part("", elem_id="verdict")
-                    details = part("", elem_id="details")
+                    parts[happens.ANSWER] = part("", elem_id=happens.ANSWER)
+                    parts[happens.VIEWER] = part(cell_view.EMPTY_CELL, elem_id=happens.VIEWER)
+                    parts[happens.VERDICT] = part("", elem_id=happens.VERDICT)
+                    parts[happens.DETAILS] = part("", elem_id=happens.DETAILS)
                     part(SAVES, elem_id="saves")
             with gr.Tab("Reading"), gr.Row(elem_id="read"):
                 with gr.Column(elem_id="read-side"):
                     part('<p class="field-title">Cells to read blind: images or zip archives</p>')
-                    to_read = gr.File(
-                        label="Images or zip archives", show_label=False, file_count="multiple", height=104,
-                        elem_id="upload-reading",
-                    )  # fmt: skip
-                    part(samples_html(list(pictures.values()), "drawn"))
-                    read_progress = part("")
-                    summary = part(
-                        summary_html(Session.of(classifier.class_names).reading, reading_log is not None),
-                        elem_id="summary",
-                    )
+                    parts[happens.TO_READ] = files(happens.TO_READ)
+                    part(samples_html(pictures, "drawn"))
+                    parts[happens.READ_PROGRESS] = part("", elem_id=happens.READ_PROGRESS)
+                    nothing = summary_html(Session.of(classifier.class_names).reading, events.is_logged)
+                    parts[happens.SUMMARY] = part(nothing, elem_id=happens.SUMMARY)
                 with gr.Column(elem_id="reading-column"):
-                    reading_view = part(NOTHING_TO_READ, elem_id="reading")
+                    parts[happens.READING] = part(NOTHING_TO_READ, elem_id=happens.READING)
             with gr.Tab("Model"):
                 part(model_html(classifier, model_name), elem_id="model")
                 with gr.Accordion("The whole model card", open=False):
                     gr.Markdown(model_card(classifier.model), elem_id="card")
-
-        quiet: dict[str, Any] = {
-            "show_progress": "hidden",
-            "api_visibility": "private",
-            "concurrency_limit": READERS_AT_ONCE,
-        }
-        cell_parts = [session, answer, viewer, verdict, details]
-        list_parts = [upload, session, progress, listed]
-        read = [
-            upload.upload(read_uploads, [upload, session], list_parts, **quiet),
-            bridge.samples(read_samples, session, list_parts, **quiet),
-        ]
-        shows_map = [each.then(open_first, session, cell_parts, **quiet) for each in read]
-        shows_map.append(bridge.open(open_cell, session, cell_parts, trigger_mode="multiple", **quiet))
-        shows_map.append(
-            bridge.explain(explain, session, [session, viewer, verdict], trigger_mode="multiple", **quiet)
-        )
-        bridge.clear(clear, session, [*cell_parts, progress, listed], **quiet)
-        read_parts = [to_read, session, read_progress, reading_view, summary]
-        to_read.upload(uploads_to_read, [to_read, session], read_parts, **quiet)
-        bridge.drawn(samples_to_read, session, read_parts, **quiet)
-        bridge.record(record, session, [session, reading_view, summary], **quiet)
-        bridge.next(next_to_read, session, [session, reading_view, summary], **quiet)
-        bridge.save(save, session, saved, trigger_mode="multiple", **quiet)
-        # After the map, which takes a small part of the time.
-        for each in shows_map if with_verdicts else ():
-            each.then(judge, session, verdict, trigger_mode="always_last", **quiet)
+        _listen(page, events, bridge, key, parts)
     return page
+
+
+def _listen(page: gr.Blocks, events: Events, bridge: Any, key: Any, parts: dict[str, Any]) -> None:
+    """Say which event each question is."""
+
+    def placed(changes: Changes) -> dict[Any, Any]:
+        # Gradio takes no empty answer.
+        return {parts[name]: value for name, value in (changes or {happens.SAVED: gr.skip()}).items()}
+
+    def at_once(event: Callable[..., Changes], *names: str) -> Callable[..., Any]:
+        """Return a handler that answers with one change; `names` are of what the browser sends along."""
+
+        def handle(key: str, sent: gr.EventData) -> dict[Any, Any]:
+            return placed(event(key, *(getattr(sent, name) for name in names)))
+
+        return handle
+
+    def bit_by_bit(event: Callable[..., Iterator[Changes]]) -> Callable[..., Any]:
+        def handle(key: str) -> Iterator[dict[Any, Any]]:
+            yield from map(placed, event(key))
+
+        return handle
+
+    def of_files(event: Callable[..., Iterator[Changes]]) -> Callable[..., Any]:
+        def handle(key: str, uploads: list[str]) -> Iterator[dict[Any, Any]]:
+            yield from map(placed, event(key, uploads))
+
+        return handle
+
+    def opened(key: str, had_cells: bool, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        yield from map(placed, events.opened(key, bool(had_cells), str(request.session_hash)))
+
+    def left(request: gr.Request) -> None:
+        events.left(str(request.session_hash))
+
+    quiet: dict[str, Any] = {
+        "outputs": list(parts.values()),
+        "js": KEYED,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "concurrency_limit": AT_ONCE,
+    }
+    often: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
+    upload, to_read = parts[happens.UPLOAD], parts[happens.TO_READ]
+    page.load(opened, [key, key], **{**quiet, "js": OPENED, "concurrency_limit": None})
+    page.unload(left)
+    read = [
+        upload.upload(of_files(events.read_uploads), [key, upload], **quiet),
+        bridge.samples(bit_by_bit(events.read_samples), key, **quiet),
+    ]
+    shows_map = [each.then(at_once(events.open_first), key, **quiet) for each in read]
+    shows_map.append(bridge.open(at_once(events.open_cell, "cell"), key, **often))
+    of_map = ("cell", "class_name", "method", "layer")
+    shows_map.append(bridge.explain(at_once(events.explain, *of_map), key, **often))
+    shows_map.append(bridge.use(at_once(events.use, "adapted"), key, **often))
+    bridge.adapt(bit_by_bit(events.adapt), key, **quiet)
+    bridge.clear(at_once(events.clear), key, **quiet)
+    to_read.upload(of_files(events.uploads_to_read), [key, to_read], **quiet)
+    bridge.drawn(bit_by_bit(events.samples_to_read), key, **quiet)
+    bridge.record(at_once(events.record, "label", "remark"), key, **quiet)
+    bridge.next(at_once(events.next_to_read), key, **quiet)
+    bridge.save(at_once(events.save, "what", "of"), key, **often)
+    # After the map, which takes a small part of the time.
+    for each in shows_map if events.with_verdicts else ():
+        each.then(at_once(events.judge), key, **{**quiet, "trigger_mode": "always_last"})
+
+
+def files(name: str) -> gr.File:
+    """Return a field for files of any type: its contents tell what a file is, and errors are in our words."""
+    return gr.File(
+        label="Images or zip archives", show_label=False, file_count="multiple", height=104, elem_id=name
+    )
 
 
 def part(value: str = "", **settings: Any) -> gr.HTML:
     """Return a place for markup that only the page's own style sheet dresses."""
     return gr.HTML(value, apply_default_css=False, **settings)
-
-
-def stamped(markup: str) -> str:
-    """Return markup that differs from all before it, so that the browser notices that an answer is here."""
-    return f'<div data-stamp="{uuid.uuid4().hex}">{markup}</div>'
 
 
 def masthead_html(model_name: str) -> str:
@@ -287,7 +180,8 @@ def samples_html(pictures: list[str], event: str = "samples") -> str:
         f'<button type="button" class="samples" data-send="{event}">{shown}'
         "<span>Try drawn cells</span></button>"
         f'<p class="fine">Up to {MAX_UPLOAD_MB} MB a file, {MAX_CELLS} images a list. Paste with Ctrl+V. '
-        "Files are read, kept in memory and deleted.</p>"
+        "Kept in the server's memory alone, until this page has been left for "
+        f"{SECONDS_AFTER_LEAVING // 60} minutes.</p>"
     )
 
 

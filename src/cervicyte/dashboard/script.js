@@ -7,6 +7,21 @@
   const opened = new Set(); // what stays open from cell to cell
   let focused = null;
 
+  // --- the tab's key ------------------------------------------------------------------------------
+  // The server finds a tab's cells by it when the page is loaded again; nobody else knows it.
+  const kept = (name, value) => {
+    try {
+      if (value === undefined) return sessionStorage.getItem(name);
+      sessionStorage.setItem(name, value);
+    } catch { /* a browser that keeps nothing: the page begins anew each time */ }
+    return null;
+  };
+  const words = crypto.getRandomValues(new Uint32Array(8));
+  const key = kept("cervicyte-key") || [...words].map((word) => word.toString(16).padStart(8, "0")).join("");
+  kept("cervicyte-key", key);
+  page.key = () => key;
+  page.hadCells = () => kept("cervicyte-cells") === "yes";
+
   // One question at a time: of those asked meanwhile only the last is wanted, and every answer has a new stamp.
   const LONGEST = 20000; // milliseconds, after which an answer is not waited for
   let asked = 0, next = null, stamp = null;
@@ -61,6 +76,8 @@
       const to = place + Number(button.dataset.step);
       button.disabled = to < 0 || to >= buttons.length;
     }
+    const has = { cell: one("#viewer [data-key]"), list: rows().length, reading: true };
+    for (const button of all("[data-save]")) button.disabled = !has[button.dataset.of];
   }
 
   function open(button, focus) {
@@ -70,7 +87,7 @@
     mark();
     button.scrollIntoView({ block: "nearest" });
     if (focus) button.focus({ preventScroll: true });
-    ask("open", { key: Number(page.current) });
+    ask("open", { cell: Number(page.current) });
   }
 
   function step(by, focus) {
@@ -114,22 +131,31 @@
     paint();
   }
 
+  // Dragging moves a picture that is zoomed, and else the line between before and after.
   let drag = null;
+  function splitAt(stage, event) {
+    const { left, width } = stage.querySelector(".pane").getBoundingClientRect();
+    view.split = Math.round(Math.min(99, Math.max(1, (100 * (event.clientX - left)) / width)));
+  }
   document.addEventListener("pointerdown", (event) => {
     const stage = stageOf(event.target);
-    if (stage && view.zoom > 1) {
-      drag = { x: event.clientX - view.x, y: event.clientY - view.y };
-      event.preventDefault();
-      stage.focus();
-    }
+    if (!stage || (view.zoom === 1 && !stage.classList.contains("halved"))) return;
+    event.preventDefault();
+    stage.focus();
+    drag = view.zoom > 1 ? { x: event.clientX - view.x, y: event.clientY - view.y } : { stage };
+    if (drag.stage) splitAt(stage, event);
+    paint();
   });
   document.addEventListener("pointermove", (event) => {
     if (!drag) return;
-    view.x = event.clientX - drag.x;
-    view.y = event.clientY - drag.y;
+    if (drag.stage) splitAt(drag.stage, event);
+    else {
+      view.x = event.clientX - drag.x;
+      view.y = event.clientY - drag.y;
+    }
     paint();
   });
-  document.addEventListener("pointerup", () => (drag = null));
+  for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => (drag = null));
   document.addEventListener("dblclick", (event) => stageOf(event.target) && zoom(view.zoom > 1 ? "fit" : "in"));
   document.addEventListener("wheel", (event) => {
     if (!stageOf(event.target) || !event.ctrlKey) return;
@@ -139,6 +165,7 @@
 
   // --- clicks, fields and keys -------------------------------------------------------------------
   const chosen = () => ({
+    cell: Number(one("#viewer [data-key]")?.dataset.key),
     class_name: one(".strip [aria-pressed=true]")?.dataset.class,
     method: one("#method")?.value,
     layer: one("#layer")?.value,
@@ -153,10 +180,16 @@
     else if (data.zoom) zoom(data.zoom);
     else if (data.class) ask("explain", { ...chosen(), class_name: data.class });
     else if (data.save) page.send("save", { what: data.save, of: data.of });
-    else if (data.send) {
-      if (data.send === "clear") page.current = null;
-      page.send(data.send, {});
-    }
+    else if (data.model) saveModel(button);
+    else if (data.send === "use") {
+      button.disabled = true;
+      ask("use", { adapted: data.value === "adapted" });
+    } else if (data.send === "clear") {
+      const count = rows().length;
+      if (!count || !confirm(`Remove all ${count} from the list?`)) return;
+      page.current = null;
+      page.send("clear", {});
+    } else if (data.send) page.send(data.send, {});
   });
   document.addEventListener("input", (event) => {
     const field = event.target;
@@ -230,31 +263,52 @@
     if (!text) return;
     const { name, type, data } = JSON.parse(text);
     const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+    saveAs(new Blob([bytes], { type }), name);
+  }
+
+  function saveAs(blob, name) {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([bytes], { type }));
+    link.href = URL.createObjectURL(blob);
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
+  async function saveModel(button) {
+    button.disabled = true;
+    const root = window.gradio_config?.root || location.origin;
+    const form = new FormData();
+    form.append("key", key);
+    let said = "The server does not answer; try again.";
+    try {
+      const answer = await fetch(`${root}/adapted-model`, { method: "POST", body: form });
+      if (answer.ok) {
+        saveAs(await answer.blob(), "cervicyte_adapted.safetensors");
+        said = "";
+      } else said = (await answer.json()).detail;
+    } catch { /* said below */ }
+    button.disabled = false;
+    if (said) alert(said);
+  }
+
   // --- after the server has changed something ----------------------------------------------------
   document.addEventListener("focusin", (event) => (focused = event.target.dataset?.focus || null));
-  document.addEventListener("toggle", (event) => {
-    const kept = event.target.dataset?.keep;
-    if (kept) event.target.open ? opened.add(kept) : opened.delete(kept);
-  }, true);
+  document.addEventListener("click", (event) => { // not "toggle", which a change of the page sends, too
+    const part = event.target.closest("summary")?.parentElement;
+    if (part?.dataset.keep) part.open ? opened.delete(part.dataset.keep) : opened.add(part.dataset.keep);
+  });
 
   function refresh() {
     answered();
     const entered = one("#viewer [data-key]")?.dataset.key;
     if (entered !== undefined && page.current === null) page.current = entered;
     for (const part of all("details[data-keep]")) {
-      const open = opened.has(part.dataset.keep);
-      if (part.open !== open) part.open = open;
+      if (opened.has(part.dataset.keep)) part.open = true;
     }
     filter();
     mark();
     paint();
+    kept("cervicyte-cells", rows().length || one("#reading .read-one, #summary [data-save]") ? "yes" : "no");
     if (document.activeElement === document.body) one("[data-autofocus]")?.focus({ preventScroll: true });
     if (focused && document.activeElement === document.body) {
       all("[data-focus]").find((element) => element.dataset.focus === focused)?.focus({ preventScroll: true });

@@ -6,6 +6,7 @@ refuse any other address. Uploads lie in a folder of their own until they are re
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -16,6 +17,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 # Before Gradio is imported: it reports its start to its makers otherwise.
@@ -23,7 +25,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Form
+from starlette.responses import FileResponse, Response
 
 from cervicyte import __version__
 from cervicyte.dashboard.access import (
@@ -38,9 +41,11 @@ from cervicyte.dashboard.access import (
 )
 from cervicyte.dashboard.api import PREFIX, build_api
 from cervicyte.dashboard.batching import LOGGER, Batcher
+from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
 from cervicyte.dashboard.monitoring import Monitor
 from cervicyte.dashboard.page import build_page
+from cervicyte.dashboard.problems import ProblemError
 from cervicyte.dashboard.reading_log import ReadingLog
 from cervicyte.dashboard.styles import CSS, HEAD, THEME
 from cervicyte.dashboard.uploads import new_folder_name, private_folder
@@ -50,6 +55,9 @@ from cervicyte.inference.engines import Precision
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SECONDS_FOR_OPEN_PAGES = 1  # to let go when the server ends; a page holds its connection for ever
+SECONDS_BETWEEN_SWEEPS = 60  # in which pages that nobody looks at any more are forgotten
+ADAPTED_NAME = "cervicyte_adapted.safetensors"
+NO_ADAPTED_MODEL = "There is no adapted model any more; adapt anew."
 TOKEN_VARIABLE = "CERVICYTE_TOKEN"
 
 
@@ -98,16 +106,24 @@ def build_app(
     monitor = Monitor()
     batcher = Batcher(classifier, on_batch=monitor.batches.observe)
     monitor.watch(lambda: batcher.waiting)
+    events = Events(classifier, name, batcher, uploads, with_verdicts, reading_log)
+
+    async def forget_in_time() -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_SWEEPS)
+            await asyncio.to_thread(events.sessions.sweep)
 
     @contextlib.asynccontextmanager
-    async def with_upload_folder(app: FastAPI) -> AsyncIterator[None]:
-        with private_folder(uploads), contextlib.closing(batcher):
+    async def with_what_is_kept(app: FastAPI) -> AsyncIterator[None]:
+        with private_folder(uploads), contextlib.closing(events.sessions), contextlib.closing(batcher):
+            sweeping = asyncio.create_task(forget_in_time())
             yield
+            sweeping.cancel()
 
     app = FastAPI(
         title="Cervicyte",
         version=__version__,
-        lifespan=with_upload_folder,
+        lifespan=with_what_is_kept,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # the API has its own
@@ -123,11 +139,19 @@ def build_app(
     def health() -> dict[str, str]:
         return {"status": "ok", "model": name, "version": __version__, "notice": RESEARCH_USE_ONLY}
 
+    @app.post("/adapted-model")
+    def adapted_model(key: Annotated[str, Form()]) -> Response:
+        """Give the model that was adapted to a page's list to who knows the page's key."""
+        path = events.adapted_file(key)
+        if path is None:
+            return ProblemError(404, NO_ADAPTED_MODEL).response()
+        return FileResponse(path, media_type="application/octet-stream", filename=ADAPTED_NAME)
+
     app.mount(PREFIX, build_api(classifier, name, batcher, monitor))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
     return gr.mount_gradio_app(
         app,
-        build_page(classifier, name, with_verdicts=with_verdicts, reading_log=reading_log),
+        build_page(events, name),
         path="/",
         root_path=access.root_path or None,
         footer_links=[],

@@ -6,7 +6,7 @@ import hashlib
 import html
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,10 +67,14 @@ class Worklist:
     Attributes:
         class_names: of the model.
         entries: in the order of arrival.
+        held_bytes: of their files and thumbnails.
+        broken_off: a sentence while files are read; what is said if that never comes to its end.
     """
 
     class_names: tuple[str, ...]
     entries: list[Entry] = field(default_factory=list)
+    held_bytes: int = 0
+    broken_off: str = ""
 
     @property
     def groupings(self) -> dict[str, Grouping | None]:
@@ -108,6 +112,14 @@ class Worklist:
     def entry(self, key: int) -> Entry | None:
         """Return the entry of a key, or None if it is not here any more."""
         return self.entries[key] if 0 <= key < len(self.entries) else None
+
+    def say(self, predictions: Mapping[int, Prediction]) -> None:
+        """Put other answers into the entries, by their keys."""
+        with _ADDING:
+            self.entries = [
+                replace(entry, prediction=predictions.get(entry.key, entry.prediction))
+                for entry in self.entries
+            ]
 
     def read(self, classifier: Classifier, arrived: Iterable[Arrived]) -> Iterator[int]:
         """Read and answer files, a few at a time; yield how many there are by now."""
@@ -161,6 +173,7 @@ class Worklist:
         """Append an entry under its own key; files may come in at two doors of a page at once."""
         with _ADDING:
             self.entries.append(replace(entry, key=len(self.entries)))
+            self.held_bytes += len(entry.content) + len(entry.thumbnail)
 
 
 # --- markup --------------------------------------------------------------------------------------
@@ -223,19 +236,28 @@ def filter_html(class_names: Sequence[str]) -> str:
     return (
         '<div class="filter"><label>Show <select id="filter-kind">'
         f'{options}</select></label><label>Name <input id="filter-text" type="search" autocomplete="off" '
-        'placeholder="part of the name"></label><button type="button" class="quiet" data-send="clear">'
-        'Clear list</button></div><p id="filter-count" class="fine" aria-live="polite"></p>'
+        'placeholder="part of the name"></label></div><div class="count-row"><p id="filter-count" '
+        'class="fine" aria-live="polite"></p><button type="button" class="quiet" data-send="clear">'
+        "Clear list</button></div>"
     )
 
 
-def progress_html(worklist: Worklist, reading: bool) -> str:
-    """Return how far the reading of files is, for a place that is announced when it changes."""
+def progress_html(worklist: Worklist, reading: bool = False, remark: str = "") -> str:
+    """Return how far the reading of files is, for a place that is announced when it changes.
+
+    Args:
+        worklist: that they are read into.
+        reading: whether that goes on.
+        remark: a sentence on what went wrong.
+    """
     count, failed = len(worklist.entries), sum(entry.prediction is None for entry in worklist.entries)
     if reading:
         return f'<p class="fine busy">Reading … {count} so far</p>'
+    remark = remark or worklist.broken_off
+    warned = f'<p class="failed" role="alert">{html.escape(remark)}</p>' if remark else ""
     said = f"{count - failed} {plural('cell', count - failed)} read"
     said += f", {failed} could not be" if failed else ""
-    return f'<p class="fine">{said}</p>'
+    return f'{warned}<p class="fine">{said}</p>'
 
 
 EMPTY = """

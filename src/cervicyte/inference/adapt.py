@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,7 @@ def adapt(
         sources = [sources[place] for place in sorted(drawn)]
     images, digest = _read(sources, progress)
     before = classified(model, images)
-    new = adapted(model, images, progress=progress)
-    new.metadata["adaptation"] |= {
-        "of": path.name,
-        "images_sha256": digest,
-        "provenance": provenance(command),
-    }
-    save_model(out, new)
-    new = load_model_file(out)  # as it will answer: rounded
+    new = written(model, images, digest, out, of=path.name, command=command, progress=progress)
     content = {
         "notice": RESEARCH_USE_ONLY,
         "model": {"file": path.name, "weights_sha256": weights_hash(model.network)},
@@ -94,6 +87,41 @@ def adapt(
     content["warnings"] = warnings_of(content)
     write_json(out.with_suffix(".json"), content)
     return content
+
+
+def written(
+    model: ModelFile,
+    images: Sequence[np.ndarray],
+    digest: str,
+    out: Path,
+    *,
+    of: str,
+    command: str | None = None,
+    progress: Progress = SILENT,
+) -> ModelFile:
+    """Fit a model to images, write it, and return it as it was written: rounded, if its format rounds.
+
+    Args:
+        model: stays as it is.
+        images: uint8 [H, W, 3], RGB, see `adapted`.
+        digest: of their files, see `digest_of`.
+        out: the new model's file.
+        of: how the model is called, recorded in the new one.
+        command: likewise.
+        progress: is told of every step.
+
+    Raises:
+        UsageError: there are fewer than two images.
+    """
+    new = adapted(model, images, progress=progress)
+    new.metadata["adaptation"] |= {"of": of, "images_sha256": digest, "provenance": provenance(command)}
+    save_model(out, new)
+    return load_model_file(out)
+
+
+def digest_of(hashes: Iterable[str]) -> str:
+    """Return the SHA-256 over the sorted SHA-256 hashes of files: which ones they were, in any order."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
 def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarray], str]:
@@ -109,15 +137,16 @@ def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarra
         hashes.append(hashlib.sha256(content).hexdigest())
         progress.advance()
     progress.close()
-    return images, hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+    return images, digest_of(hashes)
 
 
 def classified(model: ModelFile, images: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return shares of classes and verdicts, in [0, 1], mean confidence and mean size of prediction sets."""
-    return _summary(Classifier(model).predict(images), model.class_names)
+    return summary_of(Classifier(model).predict(images), model.class_names)
 
 
-def _summary(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, Any]:
+def summary_of(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return shares of classes and verdicts, in [0, 1], mean confidence and mean size of prediction sets."""
     classes = Counter(one.class_name for one in predictions)
     verdicts = Counter[str](one.verdict for one in predictions)
     sizes = [len(one.prediction_set) for one in predictions if one.prediction_set]
@@ -130,7 +159,11 @@ def _summary(predictions: Sequence[Prediction], class_names: Sequence[str]) -> d
 
 
 def warnings_of(content: Mapping[str, Any]) -> list[str]:
-    """Return what speaks against the new model, a sentence each."""
+    """Return what speaks against the new model, a sentence each.
+
+    Args:
+        content: `images`, their number; `before` and `after`, see `summary_of`.
+    """
     warnings = []
     images, before, after = content["images"], content["before"], content["after"]
     if images < FEWEST_IMAGES:
@@ -156,11 +189,7 @@ def warnings_of(content: Mapping[str, Any]) -> list[str]:
 def adaptation_text(content: Mapping[str, Any]) -> str:
     """Return before and after side by side, for a terminal."""
     before, after = content["before"], content["after"]
-    rows = [
-        *((name, before["classes"][name], after["classes"][name]) for name in before["classes"]),
-        *((_in_words(name), before["verdicts"][name], after["verdicts"][name]) for name in VERDICTS),
-        ("mean confidence", before["mean_confidence"], after["mean_confidence"]),
-    ]
+    rows = list(compared(before, after))
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'':{width}}  before   after"]
     lines += [f"{name:{width}}  {one:6.1%}  {other:6.1%}" for name, one, other in rows]
@@ -168,6 +197,13 @@ def adaptation_text(content: Mapping[str, Any]) -> str:
         sizes = (before["mean_set_size"], after["mean_set_size"])
         lines.append(f"{'classes in a set':{width}}  {sizes[0]:6.2f}  {sizes[1]:6.2f}")
     return "\n".join(lines)
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """Yield what is said of two `summary_of`, a name and a share in each: classes, verdicts, confidence."""
+    yield from ((name, before["classes"][name], after["classes"][name]) for name in before["classes"])
+    yield from ((_in_words(name), before["verdicts"][name], after["verdicts"][name]) for name in VERDICTS)
+    yield "mean confidence", before["mean_confidence"], after["mean_confidence"]
 
 
 def _in_words(verdict: str) -> str:
