@@ -333,6 +333,19 @@ def test_a_page_that_is_left_while_files_are_read_is_told_that_some_are_missing(
         assert events.BROKEN_OFF not in said[events.PROGRESS]
 
 
+def test_a_long_list_is_not_sent_again_for_every_few_files(classifier, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for seed in range(60):
+        (many / f"{seed:02}.png").write_bytes(png_of(seed))
+    with pages(classifier, tmp_path, many) as asked:
+        said = list(asked.read_samples(KEY))
+        sent = [one[events.LISTED].count("data-open") for one in said if events.LISTED in one]
+        assert sent == [8, 16, 24, 40, 60, 60]
+        assert all(events.PROGRESS in one for one in said)
+        assert len(said) == 9
+
+
 def test_files_that_find_no_memory_are_left_out_in_one_sentence(classifier, tmp_path, samples, monkeypatch):
     monkeypatch.setattr(session, "MAX_SESSIONS_MB", 0)
     with pages(classifier, tmp_path, samples) as asked:

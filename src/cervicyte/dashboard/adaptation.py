@@ -254,5 +254,6 @@ def _outcome(adaptation: Adaptation) -> str:
 INTRODUCTION = (
     "Your laboratory's stain, light and camera move what the network sees. This measures by how much on your "
     "images, without labels, and takes part of it back: no weight is trained, and the original stays as it "
-    "is. Blind reading goes on with the original."
+    "is. What counts as usual is measured on your images, too: that fewer are then unlike the training cells "
+    "does not say that the answers are right. Blind reading goes on with the original."
 )

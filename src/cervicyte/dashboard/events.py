@@ -41,6 +41,7 @@ from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.network.model_file import weights_hash
 
+LIST_GROWS = 1.5  # by this factor at least from one time that it is shown to the next, while files are read
 SECONDS_OF_REST = 0.4  # a map is tested once the reader stays with it
 NOT_HERE = "This cell is not in the list any more; choose another one."
 BUSY = "The server is busy with what others asked. Try again in a minute."
@@ -185,13 +186,18 @@ class Events:
 
     def _taken_in(self, session: Session, arrived: Iterator[Arrived]) -> Iterator[Changes]:
         """Read files a few at a time; the field for files is free again at the end."""
-        worklist, remark = session.worklist, ""
+        worklist, remark, shown = session.worklist, "", 0
         worklist.broken_off = BROKEN_OFF  # unless the end is reached
         try:
             for _ in worklist.read(self._answering(session), self._within_memory(session, arrived)):
                 if session.worklist is not worklist:  # it was cleared meanwhile
                     break
-                yield {PROGRESS: progress_html(worklist, reading=True), **self._list(session)}
+                changes = {PROGRESS: progress_html(worklist, reading=True)}
+                # The list goes over the wire as a whole: the longer it is, the more must be new.
+                if len(worklist.entries) >= LIST_GROWS * shown:
+                    shown = len(worklist.entries)
+                    changes |= self._list(session)
+                yield changes
         except Busy:
             remark = NOT_ALL_READ
         worklist.broken_off = ""

@@ -150,7 +150,8 @@ def reading_html(reading: Reading, class_names: tuple[str, ...]) -> str:
         '<textarea name="remark" rows="3" maxlength="4000"></textarea></label>'
         '<button type="submit" class="main-action">Record and reveal</button>'
         '<p class="fine">The model has answered already; its answer is shown once yours is kept. A reading '
-        "cannot be changed afterwards.</p></form></div></section>"
+        f"cannot be changed afterwards. Keys: <kbd>1</kbd> to <kbd>{len(class_names) + 1}</kbd> choose, "
+        "<kbd>Enter</kbd> records and goes on.</p></form></div></section>"
     )
 
 
