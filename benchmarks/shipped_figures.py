@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from cervicyte.evaluation.adaptation import FEWEST_IMAGES
+from cervicyte.evaluation.familiarity import FEWEST_IMAGES
 from cervicyte.evaluation.shipped_figures import (
     FILE_NAME,
     Confusion,
@@ -26,7 +26,8 @@ from cervicyte.evaluation.shipped_figures import (
     Source,
 )
 from cervicyte.metrics import confusion_matrix
-from cervicyte.network.model_file import load_model_file, shipped_model, weights_hash
+from cervicyte.network.description import shipped_model
+from cervicyte.network.model_file import load_model_file, weights_hash
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file, write_json
 
 PROJECT = Path(__file__).resolve().parents[1]

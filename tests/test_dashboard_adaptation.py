@@ -68,13 +68,13 @@ def test_a_list_of_few_images_says_how_many_it_takes_and_has_no_button(asked):
 
 def test_images_that_are_too_large_together_are_refused(asked, monkeypatch):
     give(asked, KEY, FEWEST)
-    assert not_adaptable(asked.sessions.of(KEY).worklist) == ""
+    assert not_adaptable(asked.classifier, asked.sessions.of(KEY).worklist) == ""
     monkeypatch.setattr(adaptation, "MAX_ADAPTED_PIXELS", 1_000)
-    assert "more than 0 million pixels" in not_adaptable(asked.sessions.of(KEY).worklist)
+    assert "more than 0 million pixels" in not_adaptable(asked.classifier, asked.sessions.of(KEY).worklist)
 
 
 def test_the_adapted_model_answers_for_its_list_alone_and_the_original_stays(asked, classifier, tmp_path):
-    original = weights_hash(classifier.model.network)
+    original = classifier.torch_model().weights_sha256
     give(asked, KEY, FEWEST)
     give(asked, OTHER, 2)
     before = [entry.prediction for entry in asked.sessions.of(KEY).worklist.entries]
@@ -90,7 +90,7 @@ def test_the_adapted_model_answers_for_its_list_alone_and_the_original_stays(ask
     path = session.adaptation.path
     assert path.parent == tmp_path
     own = Classifier(load_model_file(path))
-    assert weights_hash(own.model.network) != original
+    assert own.weights_sha256 != original
     for entry in session.worklist.entries:
         (alone,) = own.predict([entry.image()])
         assert entry.prediction is not None
@@ -100,7 +100,7 @@ def test_the_adapted_model_answers_for_its_list_alone_and_the_original_stays(ask
     list(give_more.read(asked._answering(session), [Arrived("late.png", pictured(99))]))
     assert asked._answering(asked.sessions.of(OTHER)) is asked.classifier
     saved = asked.save(KEY, "json", "list")[events.SAVED]
-    assert weights_hash(own.model.network) in decoded(saved)
+    assert own.weights_sha256 in decoded(saved)
     said = asked.use(KEY, False)
     assert "adapted to" not in said[events.ANSWER]
     entries = asked.sessions.of(KEY).worklist.entries
@@ -108,7 +108,7 @@ def test_the_adapted_model_answers_for_its_list_alone_and_the_original_stays(ask
     (late,) = classifier.predict([entries[FEWEST].image()])
     assert entries[FEWEST].prediction is not None
     assert entries[FEWEST].prediction.probabilities == pytest.approx(late.probabilities, abs=1e-5)
-    assert weights_hash(classifier.model.network) == original
+    assert classifier.torch_model().weights_sha256 == original
     asked.clear(KEY)
     assert not path.exists()
 
@@ -218,7 +218,7 @@ def test_the_file_is_given_to_who_knows_the_page_s_key_and_goes_with_the_server(
         assert response.headers["cache-control"] == "no-store"
         (tmp_path / "got.safetensors").write_bytes(response.content)
         got = load_model_file(tmp_path / "got.safetensors")
-        assert weights_hash(got.network) == weights_hash(adapted.classifier.model.network)
+        assert weights_hash(got.network) == adapted.classifier.weights_sha256
         assert got.metadata["adaptation"]["images"] == FEWEST
         for key in (OTHER, "no key", ""):
             assert client.post("/adapted-model", data={"key": key}).status_code in (404, 422)

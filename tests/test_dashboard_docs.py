@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from cervicyte.cli import app
 from cervicyte.dashboard import intake, limits, session
-from cervicyte.evaluation.adaptation import FEWEST_IMAGES
+from cervicyte.evaluation.familiarity import FEWEST_IMAGES
 
 SERVER = (PROJECT / "docs" / "dashboard_server.md").read_text()
 DEPLOYMENT = (PROJECT / "docs" / "deployment.md").read_text()

@@ -136,7 +136,7 @@ def test_nginx_takes_the_example(nginx, tmp_path):
 def proxied(nginx, tmp_path_factory) -> Iterator[tuple[Path, int]]:
     """Run the server behind nginx as the page says; yield the proxy's folder and port."""
     folder = tmp_path_factory.mktemp("proxy")
-    save_model(folder / "best_model.pth", small_classifier().model)
+    save_model(folder / "best_model.pth", small_classifier().torch_model())
     (folder / "token").write_text(TOKEN)
     port, behind = free_port(), free_port()
     command = [sys.executable, "-m", "cervicyte", "serve", folder / "best_model.pth", "--no-browser"]

@@ -14,7 +14,8 @@ from serving import small_classifier
 from cervicyte.dashboard.model_view import model_html
 from cervicyte.evaluation.shipped_figures import FILE_NAME, ShippedFigures, shipped_figures
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import load_model_file, shipped_model, weights_hash
+from cervicyte.network.description import shipped_model
+from cervicyte.network.model_file import load_model_file
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def shipped() -> Classifier:
 
 @pytest.fixture(scope="module")
 def figures(shipped) -> ShippedFigures:
-    found = shipped_figures(weights_hash(shipped.model.network))
+    found = shipped_figures(shipped.weights_sha256)
     assert found is not None
     return found
 
@@ -63,7 +64,7 @@ def test_the_page_shows_the_matrix_with_its_source(shipped, figures):
 
 def test_another_model_has_no_figures_of_the_shipped_one():
     other = small_classifier()
-    assert shipped_figures(weights_hash(other.model.network)) is None
+    assert shipped_figures(other.weights_sha256) is None
     assert "holds no confusion matrix" in model_html(other, "model")
 
 

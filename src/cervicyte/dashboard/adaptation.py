@@ -17,12 +17,12 @@ from typing import Any
 from cervicyte.dashboard.batching import Batcher, QueuedClassifier
 from cervicyte.dashboard.limits import MAX_ADAPTED_PIXELS
 from cervicyte.dashboard.worklist import AT_ONCE, Entry, Worklist
-from cervicyte.evaluation.adaptation import FEWEST_IMAGES
 from cervicyte.evaluation.answers import Prediction
+from cervicyte.evaluation.familiarity import FEWEST_IMAGES
 from cervicyte.evaluation.shipped_figures import ShippedFigures
-from cervicyte.inference.adapt import compared, digest_of, summary_of, warnings_of, written
+from cervicyte.explanation import cam
+from cervicyte.inference.choice import TORCH
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import SAFETENSORS
 from cervicyte.pages import table
 from cervicyte.progress import Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -37,6 +37,7 @@ class Adaptation:
 
     Attributes:
         classifier: the adapted model.
+        held_bytes: what its network takes of the memory.
         path: its file.
         images: how many it was adapted to.
         before, after: what the models say of them, see `summary_of`.
@@ -46,6 +47,7 @@ class Adaptation:
     """
 
     classifier: Classifier
+    held_bytes: int
     path: Path
     images: int
     before: Mapping[str, Any]
@@ -54,11 +56,6 @@ class Adaptation:
     own: dict[int, Prediction]
     original: dict[int, Prediction]
     in_use: bool = False
-
-    @property
-    def held_bytes(self) -> int:
-        """What the network takes of the memory."""
-        return sum(value.nbytes for value in self.classifier.model.network.state_dict().values())
 
     @property
     def name(self) -> str:
@@ -98,8 +95,10 @@ class Adapting(Progress):
         self.batcher.until_idle(LONGEST_PAUSE)
 
 
-def not_adaptable(worklist: Worklist) -> str:
+def not_adaptable(classifier: Classifier, worklist: Worklist) -> str:
     """Return why a model cannot be adapted to a worklist, a sentence; empty if it can."""
+    if len(classifier.methods) < len(cam.METHODS):
+        return "A model that is computed without torch, such as an exported graph, cannot be adapted here."
     entries = worklist.answered()
     if len(entries) < FEWEST_IMAGES:
         return (
@@ -135,6 +134,10 @@ def adapt_to_worklist(
     Raises:
         Busy: the queue stayed full.
     """
+    # Brings torch along, which answering does without.
+    from cervicyte.inference.adapt import digest_of, summary_of, warnings_of, written
+    from cervicyte.network.model_file import SAFETENSORS
+
     entries = sorted(worklist.answered(), key=lambda entry: entry.key)
     progress.start("Reading images", len(entries))
     known = before.original if before is not None else _shown(entries)
@@ -144,10 +147,17 @@ def adapt_to_worklist(
     path = folder / f"adapted-{secrets.token_hex(16)}{SAFETENSORS}"
     try:
         model = written(
-            served.model, images, digest, path, of=name, command="cervicyte serve: adapt", progress=progress
+            served.torch_model(),
+            images,
+            digest,
+            path,
+            of=name,
+            command="cervicyte serve: adapt",
+            progress=progress,
         )
         del images
-        new = QueuedClassifier(Classifier(model, str(served.device)), progress.batcher)
+        held = sum(value.nbytes for value in model.network.state_dict().values())
+        new = QueuedClassifier(Classifier(model, served.device, TORCH), progress.batcher)
         progress.start("Answering anew", len(entries))
         own = predictions_of(new, entries, {}, progress.advance)
     except BaseException:
@@ -155,7 +165,7 @@ def adapt_to_worklist(
         raise
     said_before, said_after = (summary_of(list(one.values()), served.class_names) for one in (original, own))
     warnings = warnings_of({"images": len(entries), "before": said_before, "after": said_after})
-    return Adaptation(new, path, len(entries), said_before, said_after, warnings, own, original)
+    return Adaptation(new, held, path, len(entries), said_before, said_after, warnings, own, original)
 
 
 def predictions_of(
@@ -192,19 +202,23 @@ def adapting_html(adapting: Adapting) -> str:
 
 
 def adaptation_html(
-    worklist: Worklist, adaptation: Adaptation | None, figures: ShippedFigures | None, error: str = ""
+    worklist: Worklist,
+    hindrance: str,
+    adaptation: Adaptation | None,
+    figures: ShippedFigures | None,
+    error: str = "",
 ) -> str:
     """Return what adapting is good for, the button for it, and what came of it.
 
     Args:
         worklist: whose images the model is adapted to.
+        hindrance: why it cannot be, see `not_adaptable`.
         adaptation: the last one, if there is one.
         figures: of the model that ships, if that is the one served.
         error: why the last try came to nothing.
     """
     if not worklist.entries:
         return ""
-    hindrance = not_adaptable(worklist)
     said = f'<p class="failed" role="alert">{html.escape(error)}</p>' if error else ""
     again = "Adapt anew" if adaptation is not None else "Adapt to these images"
     button = (
@@ -231,6 +245,8 @@ def _brought(figures: ShippedFigures | None) -> str:
 
 
 def _outcome(adaptation: Adaptation) -> str:
+    from cervicyte.inference.adapt import compared
+
     rows = [
         (html.escape(name), [f"{before:.0%}".replace("%", " %"), f"{after:.0%}".replace("%", " %")])
         for name, before, after in compared(adaptation.before, adaptation.after)

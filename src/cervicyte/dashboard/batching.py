@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
+
+if TYPE_CHECKING:
+    from cervicyte.network.model_file import ModelFile
 
 Result = TypeVar("Result")
 # A processor is busy with a few images already: with more at once all would wait for the last one's answer.
@@ -364,27 +367,27 @@ class Batcher:
 class QueuedClassifier(Classifier):
     """A classifier for the pages: it asks its network in turn with all others.
 
-    `predict`, `explain` and `judge` raise `Busy` where no turn is to be had.
+    `predict`, `answered`, `explain` and `judge` raise `Busy` where no turn is to be had.
     """
 
     def __init__(self, classifier: Classifier, batcher: Batcher) -> None:
         """Take the classifier that does the work and the queue that gives the turns."""
-        # Not by the parent's own: the network lies where it is to be.
-        self.model, self.device = classifier.model, classifier.device
-        self.answerer, self.engine = classifier.answerer, classifier.engine
-        self._batcher = batcher
+        vars(self).update(vars(classifier))  # all is ready there; nothing is to be moved anew
+        self._classifier, self._batcher = classifier, batcher
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """See `Classifier.predict`."""
+    def answered(
+        self, images: Sequence[np.ndarray], evidence: bool
+    ) -> list[tuple[Prediction, np.ndarray | None]]:
+        """See `Classifier.answered`."""
         if not images:
             return []
-        return self._batcher.in_turn(functools.partial(super().predict, images), len(images))
+        return self._batcher.in_turn(functools.partial(super().answered, images, evidence), len(images))
 
     def explain(
         self,
         image: np.ndarray,
         classes: Sequence[str] | None = None,
-        layer: str = cam.DEFAULT_LAYER,
+        layer: str | None = None,
         method: str = cam.DEFAULT_METHOD,
     ) -> dict[str, np.ndarray]:
         """See `Classifier.explain`."""
@@ -394,13 +397,17 @@ class QueuedClassifier(Classifier):
         self,
         preprocessed: np.ndarray,
         class_name: str,
-        layer: str = cam.DEFAULT_LAYER,
+        layer: str | None = None,
         method: str = cam.DEFAULT_METHOD,
     ) -> Verdict:
         """See `Classifier.judge`."""
         return self._batcher.in_turn(
             functools.partial(super().judge, preprocessed, class_name, layer, method), aside=True
         )
+
+    def torch_model(self) -> ModelFile:
+        """See `Classifier.torch_model`; loaded once for all."""
+        return self._classifier.torch_model()
 
 
 def _images(waiting: Iterable[Asked | Work]) -> int:

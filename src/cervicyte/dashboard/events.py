@@ -39,7 +39,6 @@ from cervicyte.errors import CervicyteError
 from cervicyte.evaluation.shipped_figures import shipped_figures
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import weights_hash
 
 LIST_GROWS = 1.5  # by this factor at least from one time that it is shown to the next, while files are read
 SECONDS_OF_REST = 0.4  # a map is tested once the reader stays with it
@@ -138,7 +137,7 @@ class Events:
             cell_view.drawn_name(Path(one.name).stem): thumbnail(read_image(one.content, one.name))
             for one in self._drawn
         }
-        self._figures = shipped_figures(weights_hash(classifier.model.network))
+        self._figures = shipped_figures(classifier.weights_sha256)
         self._one_at_a_time = threading.Lock()
 
     # --- the page itself ---------------------------------------------------------------------------
@@ -310,7 +309,7 @@ class Events:
     @of_session(ADAPTATION)
     def adapt(self, session: Session) -> Iterator[Changes]:
         """Adapt the model to the list's images, beside the page, and show how far that is."""
-        if session.adapting is None and not not_adaptable(session.worklist):
+        if session.adapting is None and not not_adaptable(self.classifier, session.worklist):
             if not self._one_at_a_time.acquire(blocking=False):
                 yield {ADAPTATION: self._adaptation(session, OTHERS_FIRST)}
                 return
@@ -361,7 +360,8 @@ class Events:
     def _adaptation(self, session: Session, error: str = "") -> str:
         if session.adapting is not None:
             return adapting_html(session.adapting)
-        return adaptation_html(session.worklist, session.adaptation, self._figures, error)
+        hindrance = not_adaptable(self.classifier, session.worklist)
+        return adaptation_html(session.worklist, hindrance, session.adaptation, self._figures, error)
 
     @of_session(ADAPTATION)
     def use(self, session: Session, adapted: bool) -> Changes:

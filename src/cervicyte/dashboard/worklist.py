@@ -117,7 +117,9 @@ class Worklist:
         """Put other answers into the entries, by their keys."""
         with _ADDING:
             self.entries = [
-                replace(entry, prediction=predictions.get(entry.key, entry.prediction))
+                replace(entry, prediction=predictions[entry.key], evidence=None)
+                if entry.key in predictions
+                else entry
                 for entry in self.entries
             ]
 
@@ -173,7 +175,8 @@ class Worklist:
         """Append an entry under its own key; files may come in at two doors of a page at once."""
         with _ADDING:
             self.entries.append(replace(entry, key=len(self.entries)))
-            self.held_bytes += len(entry.content) + len(entry.thumbnail)
+            evidence = 0 if entry.evidence is None else entry.evidence.nbytes
+            self.held_bytes += len(entry.content) + len(entry.thumbnail) + evidence
 
 
 # --- markup --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cervicyte.errors import UsageError
-from cervicyte.evaluation.familiarity import Familiarity, distances_of, fit_familiarity
+from cervicyte.evaluation.familiarity import FEWEST_IMAGES, Familiarity, distances_of, fit_familiarity
 from cervicyte.evaluation.features import pooled_features
 from cervicyte.images.preprocessing import LARGEST_GAIN, Preprocessing
 from cervicyte.images.statistics import background_of, image_statistics
@@ -31,7 +31,6 @@ from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import normalised
 
-FEWEST_IMAGES = 64  # fewer say more of the cells at hand than of the laboratory
 TRAINING_COUNTS_FOR = 150  # images; this and the next were chosen on Herlev, see docs/elsewhere.md
 LARGEST_SHARE = 0.5
 BATCH = 64

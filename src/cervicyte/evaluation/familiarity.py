@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNLIKE_RATE = 0.02  # of home cells that are flagged all the same
+FEWEST_IMAGES = 64  # to adapt to: fewer say more of the cells at hand than of the laboratory
 NOT_A_CELL = 5.0  # standard deviations of the features' score; docs/unlike_training.md says why
 FEATURES = "features"  # the name of the features' distance among the statistics
 WEIGHTS = np.array([0.5 / len(STATISTICS)] * len(STATISTICS) + [0.5])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from cervicyte.network.model_file import SHIPPED_MODEL
+from cervicyte.network.description import SHIPPED_MODEL
 
 FILE_NAME = "figures.json"
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from cervicyte.errors import UsageError
-from cervicyte.evaluation.adaptation import FEWEST_IMAGES, adapted
+from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Prediction
+from cervicyte.evaluation.familiarity import FEWEST_IMAGES
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.sources import Source, sources_of
