@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,24 @@ def test_without_ray_one_sentence_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"The engine ray needs the package ray; .*cervicyte\[ray\]"):
         RayWorkers(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "127.0.0.1:99999"]
+)
+def test_a_cluster_that_does_not_answer_is_not_waited_for(address):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        port = taken.getsockname()[1]
+        with pytest.raises(WorkersError, match=r"no Ray cluster answers there \(.+\); check --ray-address"):
+            on_ray._knock(address.format(port=port))
+        taken.listen()
+        on_ray._knock(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["local", "auto", "ray://127.0.0.1:1"])
+def test_what_rays_own_words_mean_is_left_to_ray(address):
+    on_ray._knock(address)
 
 
 def test_options_of_ray_are_refused_without_it(tmp_path):
@@ -205,10 +224,10 @@ def test_a_worker_killed_in_mid_run_loses_nothing_and_doubles_nothing(cluster, m
 
 
 @pytest.mark.full
-def test_an_interrupted_table_is_gone_on_with_by_workers(cluster, model, cells, alone, tmp_path):
+def test_a_table_that_was_interrupted_here_is_gone_on_with_by_workers(cluster, model, cells, alone, tmp_path):
     out, classifier = tmp_path / "out.csv", Classifier.from_file(model, "cpu")
     with pytest.raises(KeyboardInterrupt):
-        predict(classifier, [str(cells)], out, progress=Stop(), workers=RayWorkers(model))
+        predict(classifier, [str(cells)], out, progress=Stop())
     begun = (tmp_path / ".out.csv.partial.csv").read_text()
     assert 1 < begun.count("\n") < IMAGES
     assert alone.startswith(begun)
@@ -240,3 +259,32 @@ def test_workers_that_cannot_begin_are_one_sentence(cluster, model, cells, tmp_p
     classifier = Classifier.from_file(model, "cpu")
     with pytest.raises(WorkersError, match=r"could not go on: a worker has Cervicyte .* 0\.0\.7 is what"):
         predict(classifier, [str(cells)], tmp_path / "out.csv", workers=RayWorkers(model))
+
+
+class EndsAMachine(Progress):
+    """Takes a machine away as soon as the first rows are here, with its worker and what it had answered."""
+
+    def __init__(self, cluster) -> None:
+        self.cluster, self.ended = cluster, False
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        if not self.ended:
+            self.ended = True
+            self.cluster.remove_node(self.cluster.list_all_nodes()[-1], allow_graceful=False)
+
+
+@pytest.mark.full
+def test_a_machine_that_dies_in_mid_run_loses_nothing_and_doubles_nothing(
+    cluster, model, cells, alone, tmp_path
+):
+    """The last test: one machine is left."""
+    progress = EndsAMachine(cluster)
+    predict(
+        Classifier.from_file(model, "cpu"),
+        [str(cells)],
+        tmp_path / "out.csv",
+        progress=progress,
+        workers=RayWorkers(model),
+    )
+    assert progress.ended
+    assert (tmp_path / "out.csv").read_text() == alone

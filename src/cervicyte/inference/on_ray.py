@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ BLOCK = 2 * BATCH  # images that a worker is handed at once, and that are asked 
 AT_ONCE = 100_000  # images whose names are with Ray; after them, workers load the model anew
 READING_THREADS = 8  # a worker's; an object store answers late
 STORE_BYTES = 256 << 20  # of the memory that processes of one machine share: the model, names and rows
+PATIENCE_S = 10.0  # for a cluster to answer
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no report to its makers
     "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",  # containers often have little in /dev/shm
@@ -147,6 +149,8 @@ def crew_of(machines: Sequence[Mapping[str, float]], threads: int, wants_gpu: bo
 @contextlib.contextmanager
 def _joined(address: str | None) -> Iterator[Any]:
     """Yield Ray, in a cluster; one that was begun or joined here is left at the end."""
+    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
+    _knock(address)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -156,7 +160,6 @@ def _joined(address: str | None) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     before = (context.enable_progress_bars, context.execution_options.preserve_order)
     began = not ray.is_initialized()
-    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
     # What a cluster has is for whoever began it to say.
     own: dict[str, Any] = {}
     if address == "local":
@@ -184,6 +187,24 @@ def _joined(address: str | None) -> Iterator[Any]:
         context.enable_progress_bars, context.execution_options.preserve_order = before
         if began:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address at which nobody answers; Ray itself would try for minutes.
+
+    Raises:
+        WorkersError: nobody answers.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return  # a word of Ray's, or nothing at all, of which Ray says so
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WorkersError(
+            f"{address}: no Ray cluster answers there ({reason}); check --ray-address."
+        ) from error
 
 
 def _of_ray(error: Exception) -> WorkersError:
