@@ -6,7 +6,10 @@ import json
 import os
 import signal
 import socket
+import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,8 +26,8 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.inference import on_ray
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.on_ray import Crew, RayWorkers, Worker, crew_of
-from cervicyte.inference.predict import predict
-from cervicyte.inference.sources import Source
+from cervicyte.inference.predict import predict, rows_here
+from cervicyte.inference.sources import Source, sources_of
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import Progress
@@ -63,6 +66,29 @@ def test_rows_that_are_lost_or_doubled_on_the_way_are_seen(numbers):
 def test_a_worker_of_another_version_is_refused():
     with pytest.raises(WorkersError, match=f"has Cervicyte {__version__}, and 0.0.7 is what asks"):
         Worker(None, ".pth", "torch", "float32", 1, "", "0.0.7")
+
+
+def test_a_worker_makes_the_rows_of_one_process(model, cells, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda reference: reference))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        for path in sorted(cells.glob("a/*.png"))[:5]:
+            archive.write(path, path.name)
+    names = [str(tmp_path / "cells.zip"), str(cells / "b" / "damaged.png"), str(cells / "b" / "001.png")]
+    classifier = Classifier.from_file(model, "cpu")
+    threads = torch.get_num_threads()
+    try:
+        content, right = model.read_bytes(), classifier.weights_sha256
+        worker = Worker(content, ".pth", "torch", "float32", 1, right, __version__)
+        answer = worker(on_ray._table_of(list(sources_of(names)), 64))
+        (expected,) = rows_here(classifier, sources_of(names))
+        with pytest.raises(WorkersError, match="was changed after it was read"):
+            Worker(content, ".pth", "torch", "float32", 1, right[::-1], __version__)
+    finally:
+        torch.set_num_threads(threads)
+    assert answer.column("number").to_pylist() == list(range(64, 71))
+    assert answer.column("row").to_pylist() == expected
+    assert [row[-2] for row in expected].count("error") == 1
 
 
 def test_what_a_worker_says_reaches_the_user_as_one_sentence():
@@ -115,7 +141,7 @@ def test_what_rays_own_words_mean_is_left_to_ray(address):
 def test_options_of_ray_are_refused_without_it(tmp_path):
     result = CliRunner().invoke(app, ["predict", str(tmp_path), "--ray-threads", "2"])
     assert result.exit_code == 2
-    assert "is for --engine ray alone, not for torch" in result.output
+    assert "is for --engine ray alone; choose that" in result.output
 
 
 # --- two workers -------------------------------------------------------------------------------------

@@ -735,7 +735,7 @@ def predict(
         workers = RayWorkers(file, ray_address, ray_threads or 1)
         engine = ray_engine
     elif (ray_address, ray_engine, ray_threads) != (None, None, None):
-        raise UsageError(f"--ray-… is for --engine ray alone, not for {engine}; leave it out.")
+        raise UsageError("--ray-… is for --engine ray alone; choose that, or leave it out.")
     outcome = predict(
         Classifier.from_file(file, engine=engine, precision=precision, head=head),
         images,

@@ -182,10 +182,11 @@ def predict(
 
 def _fingerprint(classifier: Classifier) -> str:
     """Return a hash of what besides the weights decides what a row says."""
-    said = ("calibration", "familiarity", "adaptation")
+    said = ("head", "calibration", "familiarity", "adaptation")
     return sha256_of_json(
         {
             "cervicyte": __version__,
+            "classes": list(classifier.class_names),
             "preprocessing": classifier.model.preprocessing.fingerprint(),
             **{name: classifier.model.metadata.get(name) for name in said},
         }
