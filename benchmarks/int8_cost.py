@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import statistics
 import sys
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
+    load = round(os.getloadavg()[0], 2)  # above the number of cores other work spreads the ratios
     model = load_described(shipped_model(), without_torch=True)
     assert isinstance(model, FrozenModel)
     graph = graph_of(model)
@@ -94,6 +96,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "calibrating_images": len(cells),
         "threads": thread_count(),
+        "load_average_1_min": load,
         "engines": {
             name: {
                 **cost,

@@ -842,6 +842,9 @@ def explain(
     if not images:
         raise UsageError(f"{model}: is all that was named; name one image or folder at least, too.")
     classifier = Classifier.from_file(_model_file(model), "cpu", engine, precision, head)
+    by_torch = classifier.engine.name == "torch"
+    if by_torch and precision != "float32":
+        raise UsageError(f"Gradients are computed in float32; choose another --engine for {precision}.")
     chosen, notes = choose_cells(classifier.model, images, limit, allow_seen)
     gallery = explain_cells(
         classifier.model,
@@ -855,7 +858,7 @@ def explain(
         with_verdicts=verdict,
         force=force,
         notes=notes,
-        engine=None if classifier.engine.name == "torch" else classifier.engine,
+        engine=None if by_torch else classifier.engine,
         command=_command_line(),
         progress=TerminalProgress(),
     )

@@ -356,7 +356,7 @@ class Asking:
 
     def __init__(self, classifier: Classifier, model_name: str, batcher: Batcher, monitor: Monitor) -> None:
         """Take what `build_api` was given."""
-        self.model = Model(name=model_name, sha256=classifier.model.weights_sha256, version=__version__)
+        self.model = Model(name=model_name, sha256=classifier.weights_sha256, version=__version__)
         self.notes = list(classifier.answerer.notes)
         self.batcher = batcher
         self.monitor = monitor

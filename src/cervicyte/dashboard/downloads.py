@@ -73,7 +73,7 @@ class Source:
     @property
     def model_line(self) -> str:
         """The model and its hash, in a line."""
-        return f"Model {self.model_name}, SHA-256 of the weights {self.classifier.model.weights_sha256}"
+        return f"Model {self.model_name}, SHA-256 of the weights {self.classifier.weights_sha256}"
 
 
 def download_of_cell(source: Source, kind: str) -> Download | None:

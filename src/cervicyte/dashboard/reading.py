@@ -83,7 +83,7 @@ class Reading:
         label = label if label in classifier.class_names else CANNOT_SAY
         blind = entry.sha256 not in seen | {one.entry.sha256 for one in self.taken}
         if log is not None:
-            model = classifier.model.weights_sha256
+            model = classifier.weights_sha256
             log.add(entry.sha256, model, entry.prediction, label, remark, blind=blind)
         self.taken.append(Taken(entry, label, remark, blind, datetime.now(UTC).isoformat(timespec="seconds")))
         self.revealed = True
@@ -108,7 +108,7 @@ class Reading:
                 *("predicted_class", "confidence", "prediction_set", "verdict", "notice"),
             ]
         )
-        model = classifier.model.weights_sha256
+        model = classifier.weights_sha256
         for number, one in enumerate(self.taken, start=1):
             said = one.entry.prediction
             assert said is not None

@@ -122,7 +122,7 @@ def results_of(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelFacts(
             name=model_name,
-            weights_sha256=model.weights_sha256,
+            weights_sha256=classifier.weights_sha256,
             preprocessing_fingerprint=model.preprocessing.fingerprint(),
             classes=list(classifier.class_names),
         ),
