@@ -401,8 +401,9 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
             f"The shipped model in int8, calibrated on {cost['calibrating_images']} cells of SIPaKMeD and "
             f"compared with float32 on {compared} cells of Herlev, which did not train it. Their classes are "
             "others, so that the share of cells with another class stands for the loss of accuracy, which "
-            f"cannot be larger. Network alone, threads: {cost['threads']}, in turns in one process; the load of "
-            f"the machine was {cost['load_average_1_min']} when this began, so that ratios alone say anything.",
+            f"cannot be larger. Network alone, threads: {cost['threads']}, in turns in one process; the load "
+            f"when this began was {cost['load_average_1_min']}; above the number of cores it is other work, "
+            "which spreads ratios.",
             "",
             "| engine | cells with another class | largest change of a probability | 99 in 100 less than "
             "| times float32 [lowest, highest] |",
@@ -420,7 +421,8 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
         lines += [
             f"| bound | {bounds['loss']:.1%} | {bounds['change_of_a_probability']:g} | | |",
             "",
-            "`cervicyte export --precision int8` refuses what is beyond a bound.",
+            "`cervicyte export --precision int8` refuses what is beyond a bound. For bfloat16 the loss itself was "
+            "measured, above.",
             "",
             origin(cost),
             "",
