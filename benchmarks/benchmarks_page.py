@@ -421,8 +421,8 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
         lines += [
             f"| bound | {bounds['loss']:.1%} | {bounds['change_of_a_probability']:g} | | |",
             "",
-            "`cervicyte export --precision int8` refuses what is beyond a bound. For bfloat16 the loss itself was "
-            "measured, above.",
+            "`cervicyte export --precision int8` refuses what is beyond a bound. For bfloat16 the loss "
+            "itself was measured, above.",
             "",
             origin(cost),
             "",
