@@ -1,4 +1,4 @@
-"""README.md and README_DASHBOARD.md are run: each block, each line in order, and each command of the table.
+"""The READMEs and tutorials are run: each block of shell, each line in order, and each command of the table.
 
 What is run is what is written, with further options behind it that make it small enough for a test
 (`SMALLER`); of an option that is given twice, the last counts. What is not run stands in `NOT_RUN` with the
@@ -7,12 +7,14 @@ reason, and a test fails where a line is in neither.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -30,13 +32,18 @@ from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 READMES = ("README.md", "README_DASHBOARD.md")
-FROM_THE_PROJECT = ("src", "recipes", "docs")  # what the pages take from "this folder"
+TUTORIALS = tuple(f"docs/tutorials/{name}.md" for name in ("first_model", "own_images", "publish", "deploy"))
+SHOWN = ("text",)  # languages of blocks that show what is printed
+FROM_THE_PROJECT = ("src", "recipes", "docs", "examples")  # what the pages take from "this folder"
+WRITTEN_ADDRESS = "http://127.0.0.1:7860"
 
 # Options behind those that are written, by the command's first words: fewer and smaller cells, no download, a
 # port that is free, and no browser.
 SMALLER = {
     "cervicyte synth": "--cells 150",
     "cervicyte train": "--backbone none --image-size 32 --epochs 1 --set batch_size=16",
+    "cervicyte train labelled --from": "--folds 3",
+    "cervicyte learning-curve": "--cells 0,2 --draws 2",
     "cervicyte explain": "--limit 1",
     "cervicyte serve": "--no-browser --port 0",
 }
@@ -74,10 +81,12 @@ def lines_of(block: Block) -> list[str]:
 
 def smaller(line: str) -> str:
     """Return a line with the options of `SMALLER` behind each of its commands."""
-    return " && ".join(
-        " ".join([command, *(more for start, more in SMALLER.items() if command.startswith(start))])
-        for command in line.split(" && ")
-    )
+
+    def with_options(command: str) -> str:
+        starts = [start for start in SMALLER if command.startswith(start)]
+        return f"{command} {SMALLER[max(starts, key=len)]}" if starts else command
+
+    return " && ".join(map(with_options, line.split(" && ")))
 
 
 def rows_of_commands() -> list[str]:
@@ -91,18 +100,23 @@ def rows_of_commands() -> list[str]:
 # --- nothing is left out ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", READMES)
-def test_every_block_is_run_or_left_out_for_a_reason(page):
+@pytest.mark.parametrize("page", [*READMES, *TUTORIALS])
+def test_every_block_is_run_or_shows_what_is_printed(page):
+    """A line of shell is run unless it stands in `NOT_RUN`, see `run_page`."""
     blocks = blocks_of(page)
     assert (PROJECT / page).read_text().count("```") == 2 * len(blocks)
     for block in blocks:
-        assert block.language in ("sh", "python"), block.text
-        for line in lines_of(block) if block.language == "sh" else ():
-            assert line in NOT_RUN or line.startswith("cervicyte "), f"{page}: nothing runs {line!r}"
+        assert block.language in ("sh", "python", *(SHOWN if page in TUTORIALS else ())), block.text
+
+
+def test_every_tutorial_is_run():
+    assert {f"docs/tutorials/{path.name}" for path in (PROJECT / "docs/tutorials").glob("*.md")} == set(
+        TUTORIALS
+    )
 
 
 def test_what_is_left_out_stands_in_the_pages_and_names_tests_that_there_are():
-    lines = [line for page in READMES for block in blocks_of(page) for line in lines_of(block)]
+    lines = [line for page in (*READMES, *TUTORIALS) for block in blocks_of(page) for line in lines_of(block)]
     tests = "".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
     for line, reason in NOT_RUN.items():
         assert line in lines, line
@@ -129,30 +143,54 @@ def shell():
     return {**os.environ, "PATH": path, "PYTHONPATH": str(PROJECT / "src"), "PYTHONUNBUFFERED": "1"}
 
 
-def run_line(line: str, folder: Path, shell: dict[str, str]) -> None:
-    if line.startswith("cervicyte serve"):
-        serve(line, folder, shell)
-        return
-    done = subprocess.run(["bash", "-c", line], cwd=folder, env=shell, capture_output=True, text=True)
-    allowed = {0} | {status for start, status in FINDINGS.items() if line.startswith(start)}
-    assert done.returncode in allowed, f"{line}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}"
+def run_page(page: str, folder: Path, shell: dict[str, str]) -> str:
+    """Run a page's blocks from the first line to the last, and return all that they print.
+
+    A server lives until the next one or the end of the page.
+    """
+    said = ""
+    with contextlib.ExitStack() as servers:
+        address = ""
+        for block in blocks_of(page):
+            if block.language == "python":
+                done = run([sys.executable, "-c", block.text], folder, shell)
+                assert done.returncode == 0, done.stderr[-2000:]
+                said += done.stdout
+                continue
+            for line in lines_of(block) if block.language == "sh" else ():
+                if line in NOT_RUN:
+                    continue
+                if line.startswith("cervicyte serve"):
+                    servers.close()
+                    address = servers.enter_context(served_by(smaller(line), folder, shell))
+                    continue
+                done = run(["bash", "-c", smaller(line).replace(WRITTEN_ADDRESS, address)], folder, shell)
+                allowed = {0} | {status for start, status in FINDINGS.items() if line.startswith(start)}
+                assert done.returncode in allowed, f"{line}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}"
+                said += done.stdout
+    return said
 
 
-def serve(line: str, folder: Path, shell: dict[str, str]) -> None:
-    """Start a server, ask for its page, and end it as Ctrl-C does."""
+def run(command: list[str], folder: Path, shell: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, env=shell, capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def served_by(line: str, folder: Path, shell: dict[str, str]) -> Iterator[str]:
+    """Start a server and yield its address once it answers; end it as Ctrl-C does."""
     server = subprocess.Popen(
         ["bash", "-c", f"exec {line}"], cwd=folder, env=shell, stdout=subprocess.PIPE, text=True
     )
     try:
         assert server.stdout is not None
         said = ""
-        while not (address := re.search(r"http://\S+", said)):
+        while not (address := re.search(r"http://[^\s?]+", said)):
             more = server.stdout.readline()
             assert more, f"{line}: ended after {said!r}"
             said += more
-        with urlopen(address[0], timeout=60) as answer:
-            assert answer.status == 200
-            assert b"Cervicyte" in answer.read()
+        with urlopen(f"{address[0].rstrip('/')}/api/v1/ready", timeout=60) as answer:
+            assert RESEARCH_USE_ONLY.encode() in answer.read()
+        yield address[0].rstrip("/")
         server.send_signal(signal.SIGINT)
         assert server.wait(60) in (0, 130)
     finally:
@@ -160,41 +198,57 @@ def serve(line: str, folder: Path, shell: dict[str, str]) -> None:
         server.wait()
 
 
-@pytest.mark.full
-def test_both_pages_work_from_the_first_line_to_the_last(tmp_path, shell):
+def assert_left(folder: Path, *names: str) -> None:
+    for name in names:
+        assert RESEARCH_USE_ONLY in (folder / name).read_text(), name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder that has what the pages take from the program's own."""
     for name in FROM_THE_PROJECT:
         (tmp_path / name).symlink_to(PROJECT / name)
-    for page in READMES:
-        for name, made in MADE_BEFORE.items():
-            if name in (PROJECT / page).read_text():
-                (tmp_path / name).parent.mkdir()
-                shutil.copy(tmp_path / made, tmp_path / name)
-        for block in blocks_of(page):
-            if block.language == "python":
-                done = subprocess.run(
-                    [sys.executable, "-c", block.text],
-                    cwd=tmp_path,
-                    env=shell,
-                    capture_output=True,
-                    text=True,
-                )
-                assert done.returncode == 0, done.stderr[-2000:]
-                assert "Koilocytotic" in done.stdout
-                continue
-            for line in lines_of(block):
-                if line not in NOT_RUN:
-                    run_line(smaller(line), tmp_path, shell)
-    for left in (
-        "explanation/index.html", "maps/index.html", "inspection/inspection.html", "evaluation/report.html",
-        "cbam_resnet50_cervical/report.html", "cbam_resnet50_cervical/checklist_claim.md",
-    ):  # fmt: skip
-        assert RESEARCH_USE_ONLY in (tmp_path / left).read_text(), left
-    said = re.search(
-        r"A run folder holds (.*?) and\n?`report.html`", (PROJECT / "README.md").read_text(), re.DOTALL
-    )
+    return tmp_path
+
+
+@pytest.mark.full
+def test_both_readmes_work_from_the_first_line_to_the_last(folder, shell):
+    assert "Koilocytotic" in run_page("README.md", folder, shell)
+    for name, made in MADE_BEFORE.items():
+        (folder / name).parent.mkdir()
+        shutil.copy(folder / made, folder / name)
+    run_page("README_DASHBOARD.md", folder, shell)
+    assert_left(
+        folder, "explanation/index.html", "maps/index.html", "inspection/inspection.html",
+        "evaluation/report.html", "cbam_resnet50_cervical/report.html",
+        "cbam_resnet50_cervical/checklist_claim.md",
+    )  # fmt: skip
+    text = (PROJECT / "README.md").read_text()
+    said = re.search(r"A run folder holds (.*?) and\s`report.html`", text, re.DOTALL)
     assert said is not None
     for name in re.findall(r"`(\w+\.\w+)`", said[1]):
-        assert (tmp_path / "cbam_resnet50_cervical" / name).is_file(), name
+        assert (folder / "cbam_resnet50_cervical" / name).is_file(), name
+
+
+LEFT = {  # by each tutorial, and by none of the others
+    "docs/tutorials/first_model.md": ("explanation/index.html", "first_run/report.html"),
+    "docs/tutorials/own_images.md": ("measured/report.html", "my_run/report.html", "maps/index.html"),
+    "docs/tutorials/publish.md": ("checklist_claim.md", "checklist_tripod-ai.md"),
+    "docs/tutorials/deploy.md": (),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_a_tutorial_works_from_its_first_line_to_its_last(page, folder, shell):
+    if "curl " in (PROJECT / page).read_text() and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    said = run_page(page, folder, shell)
+    assert_left(folder, *LEFT[page])
+    if page == "docs/tutorials/deploy.md":
+        assert '"status":"ready"' in said
+        assert '"status":401' in said
+        assert '"predicted_class":"Koilocytotic"' in said
 
 
 # --- the table of commands is run ------------------------------------------------------------------
@@ -213,6 +267,8 @@ ROWS = {
     "cervicyte optimism DATA": "optimism cells --frozen --folds 3 --backbone random.safetensors",
     "cervicyte robustness RUN … --data DATA": "robustness run --data cells --cells 10",
     "cervicyte elsewhere MODEL … --data DATA": "elsewhere run/best_model.pth --data other_cells",
+    "cervicyte train-together DATA DATA …": "train-together cells other_cells --folds 3 --backbone none "
+    f"{TINY}",
     "cervicyte train DATA --from MODEL": "train other_cells --from run/best_model.pth "
     "--recipe recipes/few-cells.yaml --folds 3 --out run_from",
     "cervicyte learning-curve DATA --from MODEL": "learning-curve other_cells --from run/best_model.pth "
@@ -237,7 +293,7 @@ ROWS = {
     "cervicyte demo": "",
 }
 RUN_ELSEWHERE = {  # rows that the blocks above have, or that another test runs
-    "cervicyte serve [MODEL]": "test_both_pages_work_from_the_first_line_to_the_last",
+    "cervicyte serve [MODEL]": "test_both_readmes_work_from_the_first_line_to_the_last",
     "cervicyte demo": NOT_RUN["cervicyte demo"],
 }
 PLAN = """
@@ -281,7 +337,8 @@ def test_every_command_of_the_table_does_what_it_is_called(tmp_path, monkeypatch
     for left in (
         "inspection/inspection.html", "run/report.html", "evaluation/report.html", "control/metrics.json",
         "folds/cross_validation.md", "optimism/optimism.md", "robustness/robustness.md",
-        "elsewhere/elsewhere.md", "run_from/report.html", "learning_curve/learning_curve.md",
+        "elsewhere/elsewhere.md", "together/together.md", "run_from/report.html",
+        "learning_curve/learning_curve.md",
         "release/model_card.md", "ablation/ablation.md", "split.csv", "explanation/index.html",
         "predictions.csv", "audit/explanation_audit.html", "run/checklist_tripod-ai.md", "readings.csv",
     ):  # fmt: skip
