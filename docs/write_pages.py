@@ -135,9 +135,10 @@ def rooms_picture() -> str:
 
 
 def sentence_of(room: str) -> str:
-    """Return what a room says of itself: the first line of its docstring."""
+    """Return what a room says of itself: the first line of its docstring, without the room's own name."""
     text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0]
+    said = text.splitlines()[0].removeprefix(f"{room.capitalize()}: ")
+    return said[:1].upper() + said[1:]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

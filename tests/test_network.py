@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import SHARED, needs_shared
 from torchvision.models import resnet50
 
-from cervicyte.errors import ModelFileError, WeightsError
+from cervicyte.errors import ModelFileError, RecipeError, WeightsError
+from cervicyte.explanation.controls import random_twin
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.images.reader import read_image
+from cervicyte.inference.choice import graph_of
 from cervicyte.network.backbone import load_backbone, read_state_dict
 from cervicyte.network.cbam import CBAM
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
-from cervicyte.network.resnet import CBAMResNet50, folded
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50, folded
+from cervicyte.training.recipe import Recipe, read_recipe
+from cervicyte.training.start import first_network, with_parents_settings
 
 NAMES = ("Dyskeratotic", "Koilocytotic", "Metaplastic", "Parabasal", "Superficial-Intermediate")
 WEIGHTS = SHARED / "weights" / "resnet50_imagenet_v15_fp16.safetensors"
@@ -248,3 +253,67 @@ def test_a_folded_copy_computes_the_same_without_normalising_and_the_network_sta
     with torch.no_grad():
         torch.testing.assert_close(copied(images), network(images), rtol=1e-4, atol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+# --- another kind ----------------------------------------------------------------------------------
+
+
+class HalfAsDeep(CBAMResNet50):
+    """Two blocks a stage."""
+
+    kind = "half-as-deep"
+    stage_blocks = (2, 2, 2, 2)
+
+
+@pytest.fixture
+def another(monkeypatch):
+    monkeypatch.setitem(NETWORKS, HalfAsDeep.kind, HalfAsDeep)
+    return HalfAsDeep
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_network_of_another_kind_comes_back_from_its_file_as_what_it_was(another, suffix, tmp_path):
+    torch.manual_seed(0)
+    network = another(3).eval()
+    path = tmp_path / f"model{suffix}"
+    save_model(path, ModelFile(network, ("A", "B", "C"), Preprocessing(image_size=32)))
+    loaded = load_model_file(path).network
+    assert type(loaded) is another
+    assert len(loaded.layer3) == 2
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), network(images), rtol=0.02, atol=0.02)
+    assert type(random_twin(loaded)) is another
+
+
+def test_the_graph_of_a_network_of_another_depth_computes_the_same(another):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    network = another(3)
+    network.compensate_fresh_gates()
+    model = ModelFile(network.eval(), ("A", "B", "C"), Preprocessing(image_size=32))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    session = onnxruntime.InferenceSession(graph_of(model), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images})
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(model.preprocessing.normalise(images)))
+    np.testing.assert_allclose(logits, wanted.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_kind_that_the_program_has_not_is_refused_by_name(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    with monkeypatch.context() as there:
+        there.setitem(NETWORKS, HalfAsDeep.kind, HalfAsDeep)
+        save_model(path, ModelFile(HalfAsDeep(2), ("A", "B"), Preprocessing(image_size=32)))
+    with pytest.raises(ModelFileError, match=r"model\.pth: holds a network of the kind 'half-as-deep'"):
+        load_model_file(path)
+    with pytest.raises(RecipeError, match="'half-as-deep' will not do: choose one of cbam-resnet50"):
+        first_network(read_recipe(None, {"network": "half-as-deep", "backbone": "none"}), ("A", "B"))
+    assert Recipe().network == CBAMResNet50.kind
+
+
+def test_a_model_to_start_from_brings_its_kind_along(another):
+    parent = ModelFile(another(2), ("A", "B"), Preprocessing(image_size=32))
+    assert with_parents_settings(read_recipe(), parent).network == another.kind
+    with pytest.raises(RecipeError, match="to start from is a half-as-deep"):
+        with_parents_settings(read_recipe(None, {"network": "cbam-resnet50"}), parent)

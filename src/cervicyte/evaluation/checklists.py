@@ -31,7 +31,7 @@ from cervicyte.evaluation.tables import FIRST_COLUMNS, PREDICTIONS_NAME, evaluat
 from cervicyte.metrics import DRAWS
 from cervicyte.network.description import Metadata
 from cervicyte.network.model_file import load_model_file
-from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 from cervicyte.training.loop import MODEL_NAME
 from cervicyte.training.recipe import Recipe
@@ -225,9 +225,10 @@ def pooled_metrics(folder: Path, draws: int = DRAWS) -> dict[str, Any]:
     if recipe is not None:
         context["recipe"] = recipe
     if recipe is not None and Recipe.model_validate(recipe).classifier == "gradient":
-        network = CBAMResNet50(len(names), recipe["placement"])
+        network = NETWORKS[recipe.get("network", CBAMResNet50.kind)](len(names), recipe["placement"])
         context["model"] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "network": network.kind,
             "placement": recipe["placement"],
             "backbone": {"source": stated["model"]["backbone"]},
             "image_size": stated["model"]["image_size"],
@@ -397,9 +398,11 @@ def _facts_of_model(context: Mapping[str, Any]) -> dict[str, str]:
         "block": "a CBAM attention module in every residual block",
         "none": "no attention module",
     }.get(model.get("placement", ""), "attention modules")
+    kind = model.get("network", CBAMResNet50.kind)
+    network = "ResNet-50" if kind == CBAMResNet50.kind else f"the network `{kind}`, a ResNet,"
     facts = {
-        "technology": f"Deep learning: a convolutional network, ResNet-50 with {attention}.",
-        "model": f"ResNet-50 with {attention}, average pooling and one linear layer; "
+        "technology": f"Deep learning: a convolutional network, {network} with {attention}.",
+        "model": f"{_sentence(network)} with {attention}, average pooling and one linear layer; "
         f"{model.get('parameters', 0):,} parameters; input {model.get('image_size')} x "
         f"{model.get('image_size')} pixels, RGB.",
         "ensembling": "None: one network"

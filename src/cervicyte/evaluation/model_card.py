@@ -16,7 +16,7 @@ from cervicyte.evaluation.cross_validation_page import DECIMALS, interval_text, 
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES
 from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training
 from cervicyte.evaluation.tables import UNDEFINED
-from cervicyte.network.description import Described, Metadata
+from cervicyte.network.description import DEFAULT_NETWORK, Described, Metadata
 from cervicyte.network.heads import heads_of
 from cervicyte.pages import flat_facts, title_of
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -128,6 +128,9 @@ def _training(model: Described, about: Metadata) -> Iterable[str]:
             "backbone": about.backbone,
             "started_from": {key: about.parent.get(key) for key in ("file", "sha256", "data")},
             "classifier": about.classifier,
+            "network": None
+            if about.recipe.get("network") == DEFAULT_NETWORK
+            else about.recipe.get("network"),
             "placement": model.placement,
             **{key: about.recipe[key] for key in OF_THE_RECIPE if key in about.recipe},
             "epoch_that_was_kept": model.epoch or None,

@@ -575,6 +575,7 @@ def facts_of_model(model: ModelFile) -> dict[str, Any]:
         "started_from": {key: parent[key] for key in ("file", "weights_sha256", "data")} if parent else None,
         "classifier": model.metadata.get("classifier"),
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "network": model.network.kind,
         "placement": model.network.placement,
         "backbone": model.metadata.get("backbone"),
         "weights_sha256": weights_hash(model.network),

@@ -97,18 +97,18 @@ def _plain_random_maps(model: FrozenModel, inputs: np.ndarray, targets: Sequence
 def random_twin(network: CBAMResNet50) -> CBAMResNet50:
     """Return a network of the same shape, on the same device, with random weights: kept once a process."""
     device = next(network.parameters()).device
-    return _random_network(network.fc.out_features, network.placement, device)
+    return _random_network(network.kind, network.fc.out_features, network.placement, device)
 
 
 @functools.lru_cache(maxsize=2)
-def _random_network(class_count: int, placement: Placement, device: torch.device) -> CBAMResNet50:
+def _random_network(kind: str, class_count: int, placement: Placement, device: torch.device) -> CBAMResNet50:
     import torch
 
-    from cervicyte.network.resnet import CBAMResNet50
+    from cervicyte.network.resnet import NETWORKS
 
     # Made without values first: the constructor would draw from the generator that all threads share.
     with torch.device("meta"):
-        network = CBAMResNet50(class_count, placement)
+        network = NETWORKS[kind](class_count, placement)
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
     randomise(network, torch.Generator().manual_seed(RANDOM_SEED))
     return network.to(device, memory_format=torch.channels_last)

@@ -44,7 +44,8 @@ if TYPE_CHECKING:  # torch takes a second to come, and the other engines need it
 
 AUTO = "auto"
 TORCH = "torch"
-ENGINES = (TORCH, OnnxEngine.name, OpenVinoEngine.name)
+# By name, all that compute a network's graph; another is one line more, see docs/extend.md.
+GRAPH_ENGINES: dict[str, Any] = {engine.name: engine for engine in (OnnxEngine, OpenVinoEngine)}
 CACHE_VARIABLE = "CERVICYTE_CACHE"
 ROUNDS = 3  # of which the fastest counts
 
@@ -72,8 +73,8 @@ def engine_for(
 
     Args:
         model: its network, if it has one, lies on its device, in evaluation mode.
-        name: of `ENGINES`, or `AUTO`: the fastest of those that are installed, have the precision and are
-            right. None: torch, or `AUTO` for what torch does not compute.
+        name: `TORCH`, of `GRAPH_ENGINES`, or `AUTO`: the fastest of those that are installed, have the
+            precision and are right. None: torch, or `AUTO` for what torch does not compute.
         precision: of `PRECISIONS`; a graph in int8 stays so.
         weights_sha256: gives the model's, for whoever has it already.
 
@@ -84,8 +85,8 @@ def engine_for(
     name = name or (AUTO if frozen else TORCH)
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision {precision!r}; choose {' or '.join(PRECISIONS)}.")
-    if name != AUTO and name not in ENGINES:
-        raise UsageError(f"There is no engine {name!r}; choose {', '.join([AUTO, *ENGINES])}.")
+    if name not in (AUTO, TORCH, *GRAPH_ENGINES):
+        raise UsageError(f"There is no engine {name!r}; choose {', '.join([AUTO, TORCH, *GRAPH_ENGINES])}.")
     if not isinstance(model, FrozenModel) and (name, precision) == (TORCH, "float32"):
         return _torch_engine(model)
     graph = _Graph(model)
@@ -99,7 +100,7 @@ def engine_for(
             )
         return engine
     best, most, refused = None, 0.0, ""
-    for kind in ENGINES:
+    for kind in (TORCH, *GRAPH_ENGINES):
         if kind == TORCH and frozen:
             continue
         try:
@@ -110,7 +111,7 @@ def engine_for(
         trial = _trial(engine, model, digest())
         if not trial.faults and trial.images_per_second > most:
             best, most = engine, trial.images_per_second
-    if best is None and not any(kind.installed() for kind in (OnnxEngine, OpenVinoEngine)) and frozen:
+    if best is None and not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
         raise UsageError(
             "Nothing that computes a network is installed; install torch with: pip install "
             "'cervicyte[train]', or OpenVINO with: pip install 'cervicyte[light]'."
@@ -159,10 +160,10 @@ def _make(
         if isinstance(model, FrozenModel):
             raise UsageError(
                 f"{model.path}: has no network that torch could compute here; leave out --engine, or choose "
-                f"{' or '.join(ENGINES[1:])}."
+                f"{' or '.join(GRAPH_ENGINES)}."
             )
         return _torch_engine(model, precision)
-    kind = OnnxEngine if name == OnnxEngine.name else OpenVinoEngine
+    kind = GRAPH_ENGINES[name]
     kind.refuse_unusable(precision)  # before the graph is written
     content = graph()
     if isinstance(content, Path) and content.suffix not in kind.reads:

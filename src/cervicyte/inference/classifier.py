@@ -19,7 +19,7 @@ from cervicyte.evaluation.predictions import BATCH, softmax
 from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.images.statistics import image_statistics
-from cervicyte.inference.choice import ENGINES, TORCH, engine_for
+from cervicyte.inference.choice import GRAPH_ENGINES, TORCH, engine_for
 from cervicyte.inference.engines import Precision
 from cervicyte.network.description import layers_of
 from cervicyte.network.frozen import FrozenModel, is_graph, load_described, torch_is_installed
@@ -86,7 +86,7 @@ class Classifier:
             UsageError: there is no such head, device, engine or precision here, or the engine is wrong.
         """
         if head is None:
-            without_torch = engine in ENGINES and engine != TORCH and device in ("auto", "cpu")
+            without_torch = engine in GRAPH_ENGINES and device in ("auto", "cpu")
             model = load_described(path, without_torch)
         elif is_graph(path):
             raise UsageError(

@@ -400,6 +400,8 @@ def _refuse_for_wsinfer(preprocessing: Preprocessing, spacing: float | None) -> 
 
 def _notes_on_pth(model: ModelFile) -> list[str]:
     """Say what the original notebook, which knows one network and one preprocessing, makes of the file."""
+    if model.network.kind != CBAMResNet50.kind:
+        return [f"The original notebook cannot load this network, {model.network.kind}. Cervicyte can."]
     if model.network.placement != "stage":
         return [
             "The original notebook's network has CBAM after each stage; it cannot load this one, whose "

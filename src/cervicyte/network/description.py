@@ -19,6 +19,7 @@ from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 
 Placement = Literal["stage", "block", "none"]
 PLACEMENTS: tuple[Placement, ...] = ("stage", "block", "none")
+DEFAULT_NETWORK = "cbam-resnet50"  # the kind of the network that there has always been
 LAYERS = ("layer1", "cbam1", "layer2", "cbam2", "layer3", "cbam3", "layer4", "cbam4")
 
 FORMAT_VERSION = 1
@@ -33,6 +34,7 @@ REMEDY = "give a model file written by `cervicyte train` or `cervicyte export`, 
 OF_THE_NETWORK = (
     "format_version",
     "original",
+    "network",
     "placement",
     "preprocessing",
     "preprocessing_fingerprint",

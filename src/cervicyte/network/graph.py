@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 IR_VERSION = 9  # engines refuse a newer one than they know
-STAGE_BLOCKS = (3, 4, 6, 3)
+STAGE_BLOCKS = (3, 4, 6, 3)  # of the network that ships
 MEANS_OF = (2, 4)  # the stages of which means are kept
 EPSILON = 1e-5  # of batch normalisation, as torch has it
 INPUT = "images"
@@ -132,8 +132,9 @@ class _Builder:
         x = self._relu(self._convolution(x, "conv1", "bn1", stride=2))
         x = self.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
         means = []
-        for stage, blocks in enumerate(STAGE_BLOCKS, start=1):
-            for block in range(blocks):
+        for stage in range(1, len(STAGE_BLOCKS) + 1):
+            blocks = {name.split(".")[1] for name in self.state if name.startswith(f"layer{stage}.")}
+            for block in range(len(blocks)):
                 x = self._bottleneck(x, f"layer{stage}.{block}", stride=2 if stage > 1 and block == 0 else 1)
             x = self._gated(x, f"cbam{stage}")
             if stage in MEANS_OF:

@@ -40,7 +40,7 @@ from cervicyte.network.description import (
     hash_of,
     preprocessing_of,
 )
-from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50
 from cervicyte.provenance import provenance, written_atomically
 
 TENSORS_KEY = "cervicyte_tensors"
@@ -169,6 +169,7 @@ def _description(model: ModelFile, state: Mapping[str, Tensor]) -> dict[str, Any
     of_the_network = (
         FORMAT_VERSION,
         model.original,
+        model.network.kind,
         model.network.placement,
         model.preprocessing.model_dump(mode="json"),
         model.preprocessing.fingerprint(),
@@ -235,7 +236,7 @@ def load_model_file(path: Path) -> ModelFile:
     beside = content.get(TENSORS_KEY, {})
     if not isinstance(beside, dict) or not all(isinstance(value, Tensor) for value in beside.values()):
         raise ModelFileError(f"{path}: its {TENSORS_KEY} hold no tensors; {REMEDY}.")
-    network = _network_of(state, len(names), path)
+    network = _network_of(state, len(names), own, path)
     # Neither format finds a changed bit by itself. Files from before there was a hash have none.
     stated = {} if own is None else own
     digest = weights_hash(network)
@@ -307,14 +308,22 @@ def _epoch_of(content: Mapping[str, Any], path: Path) -> tuple[int, float]:
         raise ModelFileError(f"{path}: its epoch or best_val_acc is no number; {REMEDY}.") from error
 
 
-def _network_of(state: dict[str, Tensor], class_count: int, path: Path) -> CBAMResNet50:
-    """Build the network that the tensors' names call for, and fill it strictly."""
+def _network_of(
+    state: dict[str, Tensor], class_count: int, own: Mapping[str, Any] | None, path: Path
+) -> CBAMResNet50:
+    """Build the network of the stated kind that the tensors' names call for, and fill it strictly."""
+    kind = (own or {}).get("network", CBAMResNet50.kind)
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        raise ModelFileError(
+            f"{path}: holds a network of the kind {kind!r}, this program knows {', '.join(NETWORKS)}; add it "
+            "as docs/extend.md says."
+        )
     placement: Placement = "none"
     if any(key.startswith("cbam") for key in state):
         placement = "stage"
     elif any(".cbam." in key for key in state):
         placement = "block"
-    network = CBAMResNet50(class_count, placement)
+    network = NETWORKS[kind](class_count, placement)
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -8,14 +8,14 @@ torchvision takes as long as torch itself; S. Woo et al., "CBAM", ECCV 2018.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
-from cervicyte.network.description import Placement, layers_of
+from cervicyte.network.description import DEFAULT_NETWORK, Placement, layers_of
 
 STAGE_BLOCKS = (3, 4, 6, 3)
 STAGE_CHANNELS = (256, 512, 1024, 2048)
@@ -99,6 +99,9 @@ class CBAMResNet50(_Module):
         torch.Size([1, 5])
     """
 
+    kind: ClassVar[str] = DEFAULT_NETWORK
+    stage_blocks: ClassVar[tuple[int, ...]] = STAGE_BLOCKS
+
     def __init__(self, class_count: int, placement: Placement = "stage") -> None:
         """Build the network with random weights; see `backbone.load_backbone` for pretrained ones."""
         super().__init__()
@@ -108,7 +111,9 @@ class CBAMResNet50(_Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = 64
-        for stage, (blocks, outputs) in enumerate(zip(STAGE_BLOCKS, STAGE_CHANNELS, strict=True), start=1):
+        for stage, (blocks, outputs) in enumerate(
+            zip(self.stage_blocks, STAGE_CHANNELS, strict=True), start=1
+        ):
             layer = _stage(block, channels, outputs // block.expansion, blocks, stride=1 if stage == 1 else 2)
             self.add_module(f"layer{stage}", layer)
             channels = outputs
@@ -189,6 +194,10 @@ class CBAMResNet50(_Module):
         for module in frozen:
             module.requires_grad_(False)
         return frozen
+
+
+# By the name that recipes and model files give it. Another kind is a subclass, see docs/extend.md.
+NETWORKS: dict[str, type[CBAMResNet50]] = {CBAMResNet50.kind: CBAMResNet50}
 
 
 def _stage(block: type[Bottleneck], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

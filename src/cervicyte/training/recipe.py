@@ -92,8 +92,9 @@ class Recipe(BaseModel):
     parent: str = Field(
         NO_PARENT,
         description="a model to start from, instead of the backbone: none, shipped, or a model file; brings "
-        "its preprocessing and placement along",
+        "its preprocessing, network and placement along",
     )
+    network: str = Field("cbam-resnet50", description="its kind: the one that ships, or one that was added")
     placement: Literal["stage", "block", "none"] = Field("stage", description="where CBAM stands")
     frozen_stages: int = Field(
         0, ge=0, le=4, description="stages that keep their first weights, with the stem; 0: all train"

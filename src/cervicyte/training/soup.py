@@ -71,7 +71,7 @@ OF_ONE_NETWORK = ("provenance", "metrics", "calibration", "familiarity", "cross_
 
 # What ingredients must have in common, by the name that an error gives it.
 IN_COMMON: dict[str, Callable[[ModelFile], Any]] = {
-    "architecture": lambda model: model.network.placement,
+    "architecture": lambda model: (model.network.kind, model.network.placement),
     "classes": lambda model: model.class_names,
     "preprocessing": lambda model: model.preprocessing,
     "split": lambda model: model.metadata["split"]["hash"],

@@ -17,7 +17,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.backbone import load_backbone
 from cervicyte.network.description import shipped_model
 from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
-from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50
 from cervicyte.provenance import sha256_of_file
 from cervicyte.training.recipe import NO_PARENT, SHIPPED, Recipe
 
@@ -44,22 +44,29 @@ def load_parent(recipe: Recipe) -> ModelFile | None:
 
 
 def with_parents_settings(recipe: Recipe, parent: ModelFile | None) -> Recipe:
-    """Return the recipe with the parent's preprocessing and placement wherever it states none itself.
+    """Return the recipe with the parent's preprocessing, network and placement where it states none.
 
     Raises:
-        RecipeError: it states another placement, for which the parent has no weights.
+        RecipeError: it states another network or placement, for which the parent has no weights.
     """
     if parent is None:
         return recipe
     stated = recipe.preprocessing.model_dump(include=recipe.preprocessing.model_fields_set)
     preprocessing = Preprocessing.model_validate({**parent.preprocessing.model_dump(), **stated})
-    placement = parent.network.placement
+    placement, network = parent.network.placement, parent.network.kind
+    if "network" in recipe.model_fields_set and recipe.network != network:
+        raise RecipeError(
+            f"network = {recipe.network!r} will not do: the model to start from is a {network}; leave the "
+            "key out."
+        )
     if "placement" in recipe.model_fields_set and recipe.placement != placement:
         raise RecipeError(
             f"placement = {recipe.placement!r} will not do: the model to start from has its gates at "
             f"{placement!r}; leave the key out."
         )
-    return recipe.model_copy(update={"preprocessing": preprocessing, "placement": placement})
+    return recipe.model_copy(
+        update={"preprocessing": preprocessing, "network": network, "placement": placement}
+    )
 
 
 def refuse_few_cells(recipe: Recipe, what: str) -> None:
@@ -85,10 +92,13 @@ def first_network(recipe: Recipe, class_names: Sequence[str]) -> tuple[CBAMResNe
         The network, and `backbone` and, if there is one, `parent` for the metadata.
 
     Raises:
+        RecipeError: there is no network of its kind.
         WeightsError: the backbone's weights are missing or do not fit.
         ModelFileError: the parent is missing, damaged or foreign.
     """
-    network = CBAMResNet50(len(class_names), recipe.placement)
+    if recipe.network not in NETWORKS:
+        raise RecipeError(f"network = {recipe.network!r} will not do: choose one of {', '.join(NETWORKS)}.")
+    network = NETWORKS[recipe.network](len(class_names), recipe.placement)
     parent = load_parent(recipe)
     if parent is None:
         return network, {"backbone": load_backbone(network, recipe.backbone)}
