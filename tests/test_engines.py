@@ -149,7 +149,7 @@ class Slanted(OpenVinoEngine):
 
 
 def test_an_engine_that_answers_otherwise_is_refused_and_auto_passes_it_by(model, monkeypatch):
-    monkeypatch.setattr(choice, "OpenVinoEngine", Slanted)
+    monkeypatch.setitem(choice.ENGINES, "openvino", Slanted)
     with pytest.raises(UsageError, match="does not answer as the network does: logits differ"):
         choice.engine_for(model, "openvino")
     assert choice.engine_for(model, "auto").name in ("torch", "onnx")
