@@ -353,7 +353,7 @@ def test_an_installation_without_torch_predicts_explains_and_serves(tmp_path):
     )  # fmt: skip
     try:
         address = None
-        for _ in range(600):
+        for _ in range(1800):
             address = re.search(r"ready at (\S+)", (tmp_path / "serve.log").read_text())
             if address or serving.poll() is not None:
                 break

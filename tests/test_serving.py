@@ -208,7 +208,7 @@ def test_one_image_on_which_the_program_fails_does_not_take_others_along(classif
         Asked(png_of(2), "d"),
     ]
     batcher.submit(together)
-    assert together[0].answer.result(30).prediction == plain([np.array(_pixels(0))])[0]
+    assert together[0].answer.result(30).prediction == plain([np.array(_pixels(0))], False)[0][0]
     assert isinstance(together[1].answer.exception(30), RuntimeError)
     assert isinstance(together[2].answer.exception(30), ImageError)
     assert together[3].answer.result(30)
