@@ -1,8 +1,9 @@
 """Which engine answers: the one that was asked for, or the fastest that is installed and right.
 
-An engine is compared with the network the first time that a model meets it on a machine, and its speed is
-measured. What was found is kept in the user's cache folder, under everything that it may depend on; where
-nothing can be written there, it is found anew each time.
+An engine is compared with the network the first time that a model meets it on a machine. Which of those that
+are right is the fastest is measured once, in turns, so that other work on the machine falls on all of them.
+What was found is kept in the user's cache folder, under everything that it may depend on; where nothing can
+be written there, it is found anew each time.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,20 +47,7 @@ TORCH = "torch"
 # By name, all that compute a network's graph; another is one line more, see docs/extend.md.
 GRAPH_ENGINES: dict[str, Any] = {engine.name: engine for engine in (OnnxEngine, OpenVinoEngine)}
 CACHE_VARIABLE = "CERVICYTE_CACHE"
-ROUNDS = 3  # of which the fastest counts
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What the first use of an engine found.
-
-    Attributes:
-        faults: see `parity.Parity`; none where the engine may answer.
-        images_per_second: of the network alone, on this machine as busy as it was.
-    """
-
-    faults: tuple[str, ...]
-    images_per_second: float
+ROUNDS = 5  # of which the fastest counts, after one that warms up
 
 
 def engine_for(
@@ -93,13 +80,13 @@ def engine_for(
     digest = weights_sha256 or functools.cache(lambda: model.weights_sha256)
     if name != AUTO:
         engine = _make(name, model, precision, graph)
-        if faults := _trial(engine, model, digest()).faults:
+        if faults := _faults(engine, model, digest()):
             raise UsageError(
                 f"The engine {name} does not answer as the network does: {'; '.join(faults)}. Choose "
                 f"{'another' if frozen else TORCH}."
             )
         return engine
-    best, most, refused = None, 0.0, ""
+    right, refused = [], ""
     for kind in (TORCH, *GRAPH_ENGINES):
         if kind == TORCH and frozen:
             continue
@@ -108,18 +95,17 @@ def engine_for(
         except UsageError as error:  # such as a processor without this precision, or no package
             refused = f" {error}"
             continue
-        trial = _trial(engine, model, digest())
-        if not trial.faults and trial.images_per_second > most:
-            best, most = engine, trial.images_per_second
-    if best is None and not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
+        if not _faults(engine, model, digest()):
+            right.append(engine)
+    if right:
+        return _fastest(right, model, digest())
+    if not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
         raise UsageError(
             "Nothing that computes a network is installed; install torch with: pip install "
             "'cervicyte[train]', or OpenVINO with: pip install 'cervicyte[light]'."
         )
-    if best is None:
-        hint = refused if frozen else " Choose --engine torch in float32."
-        raise UsageError(f"No engine here is right in {precision}.{hint}")
-    return best
+    hint = refused if frozen else " Choose --engine torch in float32."
+    raise UsageError(f"No engine here is right in {precision}.{hint}")
 
 
 class _Graph:
@@ -177,35 +163,48 @@ def _make(
 # --- the first use ---------------------------------------------------------------------------------
 
 
-def _trial(engine: Engine, model: ModelFile | FrozenModel, weights_sha256: str) -> Trial:
-    """Return what the engine's first use found, from the cache or now."""
+def _faults(engine: Engine, model: ModelFile | FrozenModel, weights_sha256: str) -> list[str]:
+    """Return why an engine may not answer, see `parity.Parity`, from the cache or now; none where it may."""
     about = _about(engine, model, weights_sha256)
-    path = cache_folder() / "engines" / f"{sha256_of_json(about)[:32]}.json"
-    known = _read(path)
-    if known is not None:
-        return known
-    images, parity = _compared(engine, model)
+    known = _read(about).get("faults")
+    if isinstance(known, list):
+        return list(map(str, known))
+    parity = _compared(engine, model)
     faults = [] if parity is None else parity.faults
-    taken = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        engine.run(images[:AT_ONCE])
-        taken.append(time.perf_counter() - began)
-    found = Trial(tuple(faults), AT_ONCE / min(taken))
-    with contextlib.suppress(OSError):  # a folder that nobody may write to; the answer is the same
-        write_json(path, {**about, "faults": faults, "images_per_second": found.images_per_second})
-    return found
+    _keep(about, {"faults": faults})
+    return faults
 
 
-def _compared(engine: Engine, model: ModelFile | FrozenModel) -> tuple[np.ndarray, Parity | None]:
-    """Return cells, and how far the engine is from the network on them; None where it is the network."""
+def _fastest(engines: Sequence[Engine], model: ModelFile | FrozenModel, weights_sha256: str) -> Engine:
+    """Return the engine that takes the least time for some images, from the cache or now."""
+    if len(engines) == 1:
+        return engines[0]
+    about = {"fastest_of": [_about(engine, model, weights_sha256) for engine in engines]}
+    names = [engine.name for engine in engines]
+    known = _read(about).get("fastest")
+    if known not in names:
+        images = np.concatenate([sample_cells(model.preprocessing)] * AT_ONCE)[:AT_ONCE]
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(1 + ROUNDS):
+            for engine in engines:
+                began = time.perf_counter()
+                engine.run(images)
+                taken[engine.name].append(time.perf_counter() - began)
+        rates = {name: AT_ONCE / min(found[1:]) for name, found in taken.items()}
+        known = max(rates, key=lambda name: rates[name])
+        _keep(about, {"fastest": known, "images_per_second": rates})
+    return engines[names.index(known)]
+
+
+def _compared(engine: Engine, model: ModelFile | FrozenModel) -> Parity | None:
+    """Return how far an engine is from the network on drawn cells; None where it is the network."""
     cells = sample_cells(model.preprocessing)
     if isinstance(model, FrozenModel):
         known = model.held_against(cells)
-        return known.images, held_against(engine, known.images, known.output)
+        return held_against(engine, known.images, known.output)
     if (engine.name, engine.precision) == (TORCH, "float32"):
-        return cells, None
-    return cells, compare(engine, _torch_engine(model), cells)
+        return None
+    return compare(engine, _torch_engine(model), cells)
 
 
 def _about(engine: Engine, model: ModelFile | FrozenModel, weights_sha256: str) -> dict[str, Any]:
@@ -232,12 +231,22 @@ def _about_the_reference(model: ModelFile | FrozenModel) -> dict[str, Any]:
     return {"reference": "recorded", "files_sha256": [sha256_of_file(path) for path in files]}
 
 
-def _read(path: Path) -> Trial | None:
+def _path(about: Mapping[str, Any]) -> Path:
+    return cache_folder() / "engines" / f"{sha256_of_json(about)[:32]}.json"
+
+
+def _read(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept under this key; nothing, if it is none of ours or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Trial(tuple(map(str, content["faults"])), float(content["images_per_second"]))
-    except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
-        return None
+        content = json.loads(_path(about).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _keep(about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a folder that nobody may write to; the answer is the same
+        write_json(_path(about), {**about, **found})
 
 
 def cache_folder() -> Path:
