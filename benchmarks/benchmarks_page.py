@@ -316,12 +316,12 @@ def all_cells_lines(found: dict[str, Any] | None) -> list[str]:
         return [*lines, f"**Not run**: `{ALL_COMMAND}`.", ""]
     lines += [
         f"`{found['user_command']}` makes {found['rows']:,} rows in {found['seconds']:,.0f} s from shell to "
-        f"table, {found['images_per_second']:.1f} images a second, with {engine_name(found['engine'])}, on "
-        f"{found['threads']} threads; "
+        f"table, {found['images_per_second']:.1f} images a second, with {engine_name(found['engine'])}; "
+        f"threads {found['threads']}; "
         f"status {found['status']}; load of the machine when it began {found['load_average_1_min']}.",
         "",
     ]
-    verdicts = sorted({verdict for folder in found["folders"] for verdict in folder["verdicts"]})
+    verdicts = ("answer", "uncertain", "unlike_training", "not_a_cell")
     lines += [
         f"| cells of | rows | {' | '.join(verdicts)} | errors |",
         "| --- | ---: |" + " ---: |" * (len(verdicts) + 1),
