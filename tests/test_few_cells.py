@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -17,7 +18,10 @@ from typer.testing import CliRunner
 
 from cervicyte.cli import app
 from cervicyte.errors import RecipeError
-from cervicyte.evaluation.frozen_network import STRENGTHS, UNCHOSEN, fit_logistic
+from cervicyte.evaluation import last_stage
+from cervicyte.evaluation.features import logits_of_means, pooled_features
+from cervicyte.evaluation.frozen_network import STRENGTHS, UNCHOSEN, fit_logistic, set_classifier
+from cervicyte.evaluation.predictions import softmax
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
@@ -134,6 +138,19 @@ def test_a_parent_is_fine_tuned_by_gradient_too(cells, parent, tmp_path):
     assert cervicyte("train", cells, "--from", parent, *options, "--resume").exit_code == 0
 
 
+def test_the_last_stage_learns_with_a_fitted_classifier_and_nothing_before_it(cells, parent, tmp_path):
+    recipe = ("--recipe", PROJECT / "recipes" / "few-cells.yaml", "--set", "classifier=last_stage")
+    result = cervicyte("train", cells, "--from", parent, *recipe, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    before = load_model_file(parent).network.state_dict()
+    model = load_model_file(tmp_path / "best_model.pth")
+    after = model.network.state_dict()
+    moved = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {"layer4", "cbam4", "fc"}
+    assert all(torch.equal(after[name], before[name]) for name in before if "running" in name)
+    assert "then the last stage" in model.metadata["classifier"]["kind"]
+
+
 def test_backbone_and_parent_are_not_both_taken(cells, parent, tmp_path):
     both = cervicyte("train", cells, "--from", parent, "--backbone", "none", "--out", tmp_path)
     assert "one of them" in error_of(both)
@@ -207,6 +224,42 @@ def test_cells_in_one_group_a_class_leave_the_strength_as_it_is():
     features = np.random.default_rng(0).normal(size=(6, 8))
     fit = fit_logistic(features, np.array([0, 0, 0, 1, 1, 1]), list("aaabbb"), np.ones(2))
     assert (fit.strength, fit.inner_loss) == (UNCHOSEN, None)
+
+
+@pytest.mark.parametrize("placement", ["stage", "none"])
+def test_what_stands_before_the_last_stage_goes_on_to_the_network_s_own_answer(placement):
+    torch.manual_seed(0)
+    network = CBAMResNet50(2, placement)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    activations = last_stage.turned_activations(network, images, SMALL)
+    means = pooled_features(network, np.rot90(images, 3, (1, 2)).copy(), SMALL)["stage4"]
+    alone = last_stage.last_stage_means(network, activations[3:])
+    assert np.allclose(alone, means, rtol=0.05, atol=0.02 * np.abs(means).max())
+    logits = last_stage.last_stage_logits(network, activations[3])
+    assert np.allclose(logits, logits_of_means(network, alone), atol=0.05 * np.abs(logits).max())
+
+
+def test_the_last_stage_learns_what_its_cells_show_the_same_from_the_same_seed():
+    torch.manual_seed(0)
+    network = CBAMResNet50(2)
+    images = np.random.default_rng(0).integers(0, 60, (16, 32, 32, 3)).astype(np.uint8)
+    targets = np.tile([0, 1], 8)
+    images[targets == 1, :16] += 120  # lighter above, and after a turn at the side or below
+    activations = last_stage.turned_activations(network, images, SMALL)
+    fit = fit_logistic(
+        last_stage.last_stage_means(network, activations), targets, [str(n) for n in range(16)], np.ones(2)
+    )
+    answers = []
+    for seed in (1, 1, 2):
+        learnt = copy.deepcopy(network)
+        set_classifier(learnt, fit)
+        before = last_stage.last_stage_logits(learnt, activations[0])
+        last_stage.train_last_stage(learnt, activations, targets, np.ones(2), seed)
+        answers.append(last_stage.last_stage_logits(learnt, activations[0]))
+    losses = [-np.log(softmax(one)[np.arange(16), targets]).mean() for one in (before, *answers)]
+    assert max(losses[1:]) < losses[0]
+    assert np.array_equal(answers[0], answers[1])
+    assert not np.array_equal(answers[0], answers[2])
 
 
 def test_what_says_nothing_is_held_back_most():

@@ -100,7 +100,7 @@ def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path):
     save_model(tmp_path / "model.pth", model)
     out = tmp_path / "out"
     options = ["--from", str(tmp_path / "model.pth"), "--cells", "0,2,3", "--draws", "2", "--out", str(out)]
-    result = CliRunner().invoke(app, ["learning-curve", str(tmp_path / "cells"), *options])
+    result = CliRunner().invoke(app, ["learning-curve", str(tmp_path / "cells"), *options, "--last-stage"])
     assert result.exit_code == 0, result.output
     assert RESEARCH_USE_ONLY in result.output
     assert "other classes" in result.output
@@ -111,7 +111,12 @@ def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path):
         *[
             (n, method)
             for n in (2, 3)
-            for method in ("last stage", "second and last stage", "chosen on inner folds")
+            for method in (
+                "last stage",
+                "second and last stage",
+                "last stage learns too",
+                "chosen on inner folds",
+            )
         ],
     ]
     table = pd.read_csv(out / "learning_curve.csv")

@@ -575,6 +575,9 @@ def learning_curve(
     backbone: Annotated[
         str | None, typer.Option(help="Compare with a network of these weights: imagenet, or a file.")
     ] = None,
+    last_stage: Annotated[
+        bool, typer.Option("--last-stage", help="Let the last stage learn too; half a minute a draw.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("learning_curve"),
 ) -> None:
     """Measure what a few labelled cells of another laboratory bring, by their number."""
@@ -589,6 +592,7 @@ def learning_curve(
         draws=draws,
         seed=seed,
         backbone=backbone,
+        last_stage=last_stage,
         command=_command_line(),
         progress=TerminalProgress(),
     )

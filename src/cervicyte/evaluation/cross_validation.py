@@ -559,6 +559,8 @@ def _facts_of_model(recipe: Recipe, frozen: bool) -> dict[str, Any]:
         if frozen
         else "logistic regression on a frozen network's features"
         if recipe.classifier == "logistic"
+        else "fine-tuned last stage"
+        if recipe.classifier == "last_stage"
         else "fine-tuned network",
         **({} if recipe.parent == NO_PARENT else {"started_from": Path(recipe.parent).name}),
         "backbone": Path(recipe.backbone).name,

@@ -2,7 +2,7 @@
 
 Some tens of cells are too few for a network's weights and enough for its last layer. The regression is fitted
 on the means over the last activations, and becomes the network's own last layer, so that whatever reads model
-files reads the result.
+files reads the result. `classifier: last_stage` lets the last stage learn too, from there on: `last_stage`.
 
 How strongly it is held back is chosen on inner folds of the training cells, in whole groups.
 """
@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from torch import nn
 
 from cervicyte.evaluation.features import pooled_features
+from cervicyte.evaluation.last_stage import last_stage_means, train_last_stage, turned_activations
 from cervicyte.evaluation.predictions import softmax
 from cervicyte.metrics import LEAST_PROBABILITY
 from cervicyte.network.model_file import ModelFile
+from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.loop import LabelledImages, balanced_weights
 from cervicyte.training.loss import cost_of_classes
@@ -130,6 +133,16 @@ def _losses(regression: LogisticRegression, places: np.ndarray, targets: np.ndar
     return -np.log(np.maximum(given, LEAST_PROBABILITY))
 
 
+@torch.no_grad()
+def set_classifier(network: CBAMResNet50, fit: LogisticFit) -> None:
+    """Make a regression on the means over the last activations the network's last layer, in place."""
+    classes, features = fit.weight.shape
+    device = next(network.parameters()).device
+    network.fc = nn.Linear(features, classes, device=device)
+    network.fc.weight.copy_(torch.from_numpy(fit.weight))
+    network.fc.bias.copy_(torch.from_numpy(fit.bias))
+
+
 def fit_classifier(
     recipe: Recipe,
     training: LabelledImages,
@@ -140,8 +153,8 @@ def fit_classifier(
     """Return the recipe's first network with a classifier fitted on training cells; see the module.
 
     Args:
-        recipe: names backbone or parent, class weights and seed; what is said of training by gradient does
-            not count.
+        recipe: names backbone or parent, class weights and seed, and whether the last stage learns too; what
+            is said of training by gradient does not count.
         training: preprocessed as the recipe says.
         groups: of each training cell.
         class_names: in the order of the targets.
@@ -149,21 +162,27 @@ def fit_classifier(
     """
     network, origin = first_network(recipe, class_names)
     model = ModelFile(network.eval(), tuple(class_names), recipe.preprocessing)
-    features = pooled_features(network, training.images, recipe.preprocessing, progress)["stage4"]
     weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
-    weights = weights * cost_of_classes(class_names, recipe.missed_abnormal_cost)
-    fit = fit_logistic(features, training.targets, groups, weights.numpy(), recipe.seed)
+    costs = (weights * cost_of_classes(class_names, recipe.missed_abnormal_cost)).numpy()
+    if recipe.classifier == "last_stage":
+        activations = turned_activations(network, training.images, recipe.preprocessing, progress)
+        features = last_stage_means(network, activations)
+    else:
+        features = pooled_features(network, training.images, recipe.preprocessing, progress)["stage4"]
+    fit = fit_logistic(features, training.targets, groups, costs, recipe.seed)
+    set_classifier(network, fit)
+    kind = "logistic regression on the frozen network's features"
+    if recipe.classifier == "last_stage":
+        train_last_stage(network, activations, training.targets, costs, recipe.seed)
+        kind = "logistic regression on the network's features, then the last stage by gradient"
     network.cpu()
-    with torch.no_grad():
-        network.fc.weight.copy_(torch.from_numpy(fit.weight))
-        network.fc.bias.copy_(torch.from_numpy(fit.bias))
     model.metadata = {
         "recipe": recipe.model_dump(mode="json"),
         **origin,
         "device": "cpu",
         "precision": "float32",
         "classifier": {
-            "kind": "logistic regression on the frozen network's features",
+            "kind": kind,
             "strength": fit.strength,
             "inner_loss": fit.inner_loss,
         },

@@ -208,7 +208,7 @@ def train_and_evaluate(
         "seen": _with_those_of(parent, seen_cells(split)),
     }
     history, fitting_began = None, time.monotonic()
-    if recipe.classifier == "logistic":
+    if recipe.classifier != "gradient":
         if processes.is_main_process:
             groups = [cell.group for cell in cells["train"]]
             model = fit_classifier(recipe, training, groups, class_names, progress)
