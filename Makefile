@@ -11,7 +11,7 @@ RUNS ?= runs
 PRICES ?= 0.02,0.05,0.10
 
 .PHONY: help setup demo test lint types test-full lowest wheel docs notebooks sipakmed herlev probe-folds optimism optimism-finetuned inspection \
-  twins leakage ablation folds folds-by-cell fold-figures programme release together learning-curve drawn-cells audit benchmark clean
+  twins leakage ablation folds folds-by-cell fold-figures programme release together learning-curve last-stage-curve drawn-cells audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -158,6 +158,12 @@ together: setup ## SIPaKMeD and Herlev in one training, and each left out of one
 learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model; 5 minutes
 	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 8 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out docs/results/learning_curve
+
+last-stage-curve: setup ## the same where the last stage learns too, on the model as it is and adapted first; 15 minutes on a quiet core
+	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25 --draws 4 --last-stage \
+	  --out docs/results/learning_curve_last_stage
+	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,25 --draws 4 --last-stage --adapt \
+	  --out docs/results/learning_curve_adapted
 
 drawn-cells: folds ## how many drawn cells the shipped model and a fold's network recognise; 2 minutes
 	$(BIN)/python benchmarks/drawn_cells.py --others $(RUNS)/folds/seed_0/fold_0/best_model.pth \

@@ -86,7 +86,8 @@ def test_other_classes_have_no_accuracy():
     assert np.isnan(means_with_intervals([answer], truth, groups, NAMES)["accuracy"].value)
 
 
-def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path):
+@pytest.mark.parametrize("adapt", [False, True])
+def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path, adapt):
     rng = np.random.default_rng(0)
     for label, level in (("normal_superficiel", 30), ("normal_columnar", 90), ("light_dysplastic", 150)):
         (tmp_path / "cells" / label).mkdir(parents=True)
@@ -99,8 +100,20 @@ def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path):
     model = ModelFile(CBAMResNet50(2), ("Koilocytotic", "Parabasal"), preprocessing)
     save_model(tmp_path / "model.pth", model)
     out = tmp_path / "out"
-    options = ["--from", str(tmp_path / "model.pth"), "--cells", "0,2,3", "--draws", "2", "--out", str(out)]
-    result = CliRunner().invoke(app, ["learning-curve", str(tmp_path / "cells"), *options, "--last-stage"])
+    options = [
+        "--from",
+        str(tmp_path / "model.pth"),
+        "--cells",
+        "0,2,3",
+        "--draws",
+        "2",
+        "--last-stage",
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(
+        app, ["learning-curve", str(tmp_path / "cells"), *options, *(["--adapt"] if adapt else [])]
+    )
     assert result.exit_code == 0, result.output
     assert RESEARCH_USE_ONLY in result.output
     assert "other classes" in result.output
@@ -124,6 +137,8 @@ def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path):
         own = table[(table["method"] == row["method"]) & (table["cells_a_class"] == row["cells_a_class"])]
         assert row["figures"]["abnormal_auc_all"]["value"] == pytest.approx(own["abnormal_auc_all"].mean())
     assert (out / "learning_curve.png").stat().st_size > 10_000
+    assert adapt == content["adapted"]
+    assert adapt == ("first adapted" in result.output)
     refused = CliRunner().invoke(
         app, ["learning-curve", str(tmp_path / "cells"), *options[:2], "--cells", "-1"]
     )

@@ -578,6 +578,9 @@ def learning_curve(
     last_stage: Annotated[
         bool, typer.Option("--last-stage", help="Let the last stage learn too; half a minute a draw.")
     ] = False,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt the model first, to the cells that do not test.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("learning_curve"),
 ) -> None:
     """Measure what a few labelled cells of another laboratory bring, by their number."""
@@ -593,6 +596,7 @@ def learning_curve(
         seed=seed,
         backbone=backbone,
         last_stage=last_stage,
+        adapt=adapt,
         command=_command_line(),
         progress=TerminalProgress(),
     )

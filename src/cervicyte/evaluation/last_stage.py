@@ -35,21 +35,26 @@ LONGEST_GRADIENT = 1.0
 
 @torch.no_grad()
 def turned_activations(
-    network: CBAMResNet50, images: np.ndarray, preprocessing: Preprocessing, progress: Progress = SILENT
+    network: CBAMResNet50,
+    images: np.ndarray,
+    preprocessing: Preprocessing,
+    progress: Progress = SILENT,
+    turns: int = TURNS,
 ) -> Tensor:
-    """Return what stands before the last stage, [TURNS, N, K, h, w], of each quarter turn of the images.
+    """Return what stands before the last stage, [turns, N, K, h, w], of each quarter turn of the images.
 
     Args:
         network: is put into evaluation mode, and on the GPU if there is one; the result is on the CPU.
         images: uint8 [N, S, S, 3], preprocessed.
         preprocessing: that they went through; says how they are normalised.
         progress: is told of every batch.
+        turns: of each image; the first leaves it as it is.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.eval().to(device, memory_format=torch.channels_last)
-    turns: list[Tensor] = []
-    progress.start("Features of turned cells", TURNS * len(images))
-    for turn in range(TURNS):
+    of_turns: list[Tensor] = []
+    progress.start("Features of turned cells", turns * len(images))
+    for turn in range(turns):
         batches = []
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
@@ -58,9 +63,9 @@ def turned_activations(
                 found = network.features(normalised(turned, preprocessing), _before_last_stage(network))
             batches.append(found.cpu())
             progress.advance(len(batch))
-        turns.append(torch.cat(batches))
+        of_turns.append(torch.cat(batches))
     progress.close()
-    return torch.stack(turns)
+    return torch.stack(of_turns)
 
 
 @torch.no_grad()

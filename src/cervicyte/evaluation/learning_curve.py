@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cervicyte.datasets.classes import grouping_of
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.errors import UsageError
 from cervicyte.evaluation import charts
+from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Answerer
 from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
@@ -41,9 +42,10 @@ from cervicyte.evaluation.last_stage import (
 from cervicyte.evaluation.predictions import softmax
 from cervicyte.evaluation.seen import NOT_PATIENTS, refuse_seen
 from cervicyte.evaluation.tables import write_table
+from cervicyte.images.reader import read_image
 from cervicyte.metrics import Estimate
 from cervicyte.network.backbone import load_backbone
-from cervicyte.network.model_file import load_model_file, weights_hash
+from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
@@ -106,6 +108,23 @@ class Answers:
     strength: float | None = None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a network sees of cells, by their places.
+
+    Attributes:
+        network: that sees them.
+        stages: see `pooled_features`.
+        activations, means: see `turned_activations` and `last_stage_means`; None if the last stage stands
+            still.
+    """
+
+    network: CBAMResNet50
+    stages: dict[str, np.ndarray]
+    activations: Tensor | None = None
+    means: np.ndarray | None = None
+
+
 def learning_curve(
     model_path: Path,
     data: Path,
@@ -116,6 +135,7 @@ def learning_curve(
     seed: int = 0,
     backbone: str | None = None,
     last_stage: bool = False,
+    adapt: bool = False,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -131,6 +151,8 @@ def learning_curve(
         backbone: ImageNet's weights, see `load_backbone`, to compare with; None leaves them out.
         last_stage: measure too what the last stage brings that learns with the classifier, half a minute a
             draw.
+        adapt: adapt the model first, in each draw, to all cells of the groups that are not tested, without
+            their labels.
         command: the command line, recorded in every artefact.
         progress: is told of every step.
 
@@ -157,46 +179,49 @@ def learning_curve(
     groups = np.array([cell.group for cell in dataset.cells])
     drawn = [draw_cells(truth, groups, counts, seed, draw, class_names) for draw in range(draws)]
 
-    images = load_cells(dataset.cells, model.preprocessing, progress)
-    seen = pooled_features(model.network, images, model.preprocessing, progress, "The model's features")
-    features = {
-        LAST_STAGE: seen["stage4"],
-        TWO_STAGES: np.concatenate([seen["stage2"], seen["stage4"]], axis=1),
-    }
+    plain = None
     if backbone is not None:
-        plain = CBAMResNet50(1, "none")
-        load_backbone(plain, backbone)
-        features[IMAGENET] = pooled_features(
-            plain, images, model.preprocessing, progress, "ImageNet's features"
-        )["stage4"]
-    activations = means = None
-    if last_stage:
-        activations = turned_activations(model.network, images, model.preprocessing, progress)
-        means = last_stage_means(model.network, activations)
-    answers: dict[tuple[str, int], list[Answers]] = {}
+        images = load_cells(dataset.cells, model.preprocessing, progress)
+        network = CBAMResNet50(1, "none")
+        load_backbone(network, backbone)
+        plain = pooled_features(network, images, model.preprocessing, progress, "ImageNet's features")[
+            "stage4"
+        ]
+    raw = [read_image(cell.path) for cell in dataset.cells]
     if 0 in counts:
         check_groupings(model.class_names, model_path)
-        told = Answerer.of(model).calibrated(logits_of_means(model.network, seen["stage4"]))
-        answers[ZERO_SHOT, 0] = [_zero_shot(told, model.class_names, class_names, one) for one in drawn]
     fitted_counts = [count for count in counts if count]
-    fits = len(features) + last_stage
-    progress.start("Fitting classifiers", len(drawn) * len(fitted_counts) * fits)
+    answers: dict[tuple[str, int], list[Answers]] = {}
+    seen = None
     for number, one in enumerate(drawn):
+        progress.say(f"Draw {number + 1} of {len(drawn)}")
+        if adapt or seen is None:
+            training = tested = np.arange(len(raw))
+            of_draw = model
+            if adapt:
+                training, tested = np.unique(np.concatenate(list(one.training.values()))), one.tested
+                of_draw = _adapted_elsewhere(model, raw, tested, progress)
+            seen = _seen(of_draw, raw, training, tested, last_stage, progress)
+        features = {
+            LAST_STAGE: seen.stages["stage4"],
+            TWO_STAGES: np.concatenate([seen.stages["stage2"], seen.stages["stage4"]], axis=1),
+        }
+        if plain is not None:
+            features[IMAGENET] = plain
+        if 0 in counts:
+            told = Answerer.of(model).calibrated(logits_of_means(seen.network, seen.stages["stage4"]))
+            zero_shot = _zero_shot(told, model.class_names, class_names, one)
+            answers.setdefault((ZERO_SHOT, 0), []).append(zero_shot)
         for count in fitted_counts:
             at_hand = {}
             for method, values in features.items():
                 at_hand[method] = _fitted(values, truth, groups, class_names, one, count, seed + number)
                 answers.setdefault((method, count), []).append(at_hand[method])
-                progress.advance()
             best = min(at_hand.values(), key=lambda answer: answer.inner_loss or 0.0)
             answers.setdefault((CHOSEN, count), []).append(best)
-            if activations is not None and means is not None:
-                told = _learnt(
-                    model.network, activations, means, truth, groups, class_names, one, count, seed + number
-                )
-                answers.setdefault((LEARNING, count), []).append(told)
-                progress.advance()
-    progress.close()
+            if last_stage:
+                learnt = _learnt(seen, truth, groups, class_names, one, count, seed + number)
+                answers.setdefault((LEARNING, count), []).append(learnt)
 
     figures = [name for name in FIGURES if name != "abnormal_auc_squamous" or COLUMNAR in class_names]
     in_order = sorted(answers, key=lambda key: (key[1], list(METHODS).index(key[0])))
@@ -209,6 +234,7 @@ def learning_curve(
             "weights_sha256": weights_hash(model.network),
             "trained_on": model.metadata.get("data_set") or model.metadata.get("data"),
         },
+        "adapted": adapt,
         "backbone": None if backbone is None else Path(backbone).name,
         "class_names": list(class_names),
         "cells": len(truth),
@@ -294,9 +320,7 @@ def _fitted(
 
 
 def _learnt(
-    network: CBAMResNet50,
-    activations: Tensor,
-    means: np.ndarray,
+    seen: Seen,
     truth: np.ndarray,
     groups: np.ndarray,
     class_names: Sequence[str],
@@ -309,13 +333,57 @@ def _learnt(
     The loss on inner folds is that of the regression before, and says nothing of what came after: none.
     """
     chosen = draw.training[count]
-    fit, weights = _regression(means, truth, groups, class_names, chosen, seed)
-    learnt = copy.deepcopy(network)
+    assert seen.activations is not None
+    assert seen.means is not None
+    fit, weights = _regression(seen.means, truth, groups, class_names, chosen, seed)
+    learnt = copy.deepcopy(seen.network)
     set_classifier(learnt, fit)
-    train_last_stage(learnt, activations[:, torch.from_numpy(chosen)], truth[chosen], weights, seed)
-    probabilities = softmax(last_stage_logits(learnt, activations[0, torch.from_numpy(draw.tested)]))
+    train_last_stage(learnt, seen.activations[:, torch.from_numpy(chosen)], truth[chosen], weights, seed)
+    probabilities = softmax(last_stage_logits(learnt, seen.activations[0, torch.from_numpy(draw.tested)]))
     score = probabilities[:, _abnormal(class_names)].sum(1)
     return Answers(draw.tested, score, probabilities.argmax(1), strength=fit.strength)
+
+
+def _adapted_elsewhere(
+    model: ModelFile, raw: Sequence[np.ndarray], tested: np.ndarray, progress: Progress
+) -> ModelFile:
+    """Return the model adapted to the images that are not tested, nor of a tested cell's group."""
+    others = np.setdiff1d(np.arange(len(raw)), tested)
+    # What is usual is not asked for here, and would take another pass.
+    metadata = {key: value for key, value in model.metadata.items() if key != "familiarity"}
+    return adapted(replace(model, metadata=metadata), [raw[place] for place in others], progress=progress)
+
+
+def _seen(
+    model: ModelFile,
+    raw: Sequence[np.ndarray],
+    training: np.ndarray,
+    tested: np.ndarray,
+    last_stage: bool,
+    progress: Progress,
+) -> Seen:
+    """Return what a model sees of cells that train or are tested; of others, what is no number."""
+    cells = np.union1d(training, tested)
+    images = np.stack([model.preprocessing(raw[place]) for place in cells])
+    found = pooled_features(model.network, images, model.preprocessing, progress, "The model's features")
+    stages = {name: _by_place(values, cells, len(raw)) for name, values in found.items()}
+    if not last_stage:
+        return Seen(model.network, stages)
+    trains = np.isin(cells, training)
+    turned = turned_activations(model.network, images[trains], model.preprocessing, progress)
+    means = _by_place(last_stage_means(model.network, turned), training, len(raw))
+    activations = torch.full((len(turned), len(raw), *turned.shape[2:]), torch.nan, dtype=turned.dtype)
+    activations[:, torch.from_numpy(training)] = turned
+    if not trains.all():  # who is tested alone is asked as it is
+        upright = turned_activations(model.network, images[~trains], model.preprocessing, progress, turns=1)
+        activations[0, torch.from_numpy(cells[~trains])] = upright[0]
+    return Seen(model.network, stages, activations, means)
+
+
+def _by_place(values: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    whole = np.full((count, *values.shape[1:]), np.nan, values.dtype)
+    whole[places] = values
+    return whole
 
 
 def _regression(
@@ -466,6 +534,12 @@ def learning_curve_page(content: Mapping[str, Any]) -> str:
     methods = "\n".join(f"- *{method}*: {METHODS[method]}." for method in used)
     origin, model = content["provenance"], content["model"]
     tested = content["rows"][0]["tested_cells"]
+    adaptation = (
+        " In each draw the model was first adapted (`cervicyte adapt`) to all images of the groups that are "
+        "not tested, without their labels."
+        if content.get("adapted")
+        else ""
+    )
     return f"""# What a few labelled cells bring: {content["data"]}
 
 {content["notice"]}
@@ -474,7 +548,7 @@ def learning_curve_page(content: Mapping[str, Any]) -> str:
 {model["trained_on"] or "data that it does not name"}), was trained on none. In each of {content["draws"]} \
 draws a quarter of the groups is tested, {tested:.0f} cells in the mean, and of the others so many cells of \
 each class train, or all that there are of a class that has fewer. Every number of cells of a draw is tested \
-on the same cells.
+on the same cells.{adaptation}
 
 | cells a class | in all (fewest of a class) | method | {titles} | inner loss |
 | ---: | ---: | --- | {" | ".join("---" for _ in names)} | ---: |
