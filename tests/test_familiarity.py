@@ -264,6 +264,20 @@ def test_the_flag_is_set_where_split_conformal_prediction_sets_it():
             assert familiarity.usual.unlike_beyond == among[-1]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_larger_share_of_flagged_cells_is_read_from_what_a_file_holds(seed):
+    """As a fit for that share would have set it, but for less than the next of the whole percents."""
+    strict, wide = (fitted(seed, reference=400, groups=400, rate=rate) for rate in (0.02, 0.05))
+    read = strict.usual.flagging(0.05)
+    assert read.rate == 0.05
+    among = strict.usual.unlikeness
+    assert among[95] <= read.unlike_beyond <= among[96]
+    assert among[95] <= wide.usual.unlike_beyond <= among[96]
+    assert wide.usual.flagging(0.02) is wide.usual  # a smaller one is not told by whole percents
+    old = Familiarity.from_parts(strict.to_json(), strict.tensors())
+    assert old.usual.unlike_beyond == read.unlike_beyond < strict.usual.unlike_beyond
+
+
 def test_one_large_group_of_odd_cells_does_not_move_the_flag():
     rng = np.random.default_rng(0)
     training, (features, _, statistics) = stages(rng, 400), stages(rng, 300)

@@ -37,7 +37,7 @@ from cervicyte.images.statistics import STATISTICS
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNLIKE_RATE = 0.02  # of home cells that are flagged all the same
+UNLIKE_RATE = 0.05  # of home cells that are flagged all the same; docs/unlike_training.md says why
 FEWEST_IMAGES = 64  # to adapt to: fewer say more of the cells at hand than of the laboratory
 NOT_A_CELL = 5.0  # standard deviations of the features' score; docs/unlike_training.md says why
 FEATURES = "features"  # the name of the features' distance among the statistics
@@ -86,6 +86,19 @@ class Usual:
     training_cells: Count
     reference_cells: Count
     reference_groups: Count
+
+    def flagging(self, rate: float) -> Usual:
+        """Return the same by which another share of home cells is flagged, a larger one than its own.
+
+        The bound is read from the quantiles of how unlike the reference cells are. A smaller share than that
+        of the fit would lie among their outermost, of which the quantiles tell too little.
+        """
+        if rate <= self.rate:
+            return self
+        level = min(1.0, (1 - rate) * (1 + 1 / self.reference_cells))
+        return replace(
+            self, unlike_beyond=float(np.interp(100 * level, PERCENTS, self.unlikeness)), rate=rate
+        )
 
     def scores(self, distances: Mapping[str, np.ndarray], statistics: np.ndarray) -> np.ndarray:
         """Return the normal scores of images, see `Familiarity.scores`, for distances of each stage."""
@@ -215,6 +228,9 @@ class Familiarity:
     ) -> Familiarity:
         """Read what `to_json` and `tensors` returned.
 
+        A file that was fitted for a smaller share of flagged home cells than `UNLIKE_RATE` flags as many as
+        are flagged today, see `Usual.flagging`.
+
         Args:
             content: JSON values.
             tensors: by name; others beside them are left alone.
@@ -233,7 +249,7 @@ class Familiarity:
             if np.any(np.diff(each) < 0):
                 raise FamiliarityError(f"{name}: has quantiles that do not rise; {REMEDY}.")
         spaces = {stage: FeatureSpace.from_tensors(tensors, f"{PREFIX}{stage}.", name) for stage in STAGES}
-        return cls(spaces, usual)
+        return cls(spaces, usual.flagging(UNLIKE_RATE))
 
 
 _ADAPTER = TypeAdapter(Usual)

@@ -54,7 +54,7 @@ FIRST_COLUMNS = ("path", "sha256", "predicted_class", "confidence")
 LAST_COLUMNS = ("prediction_set", "unlike_percentile", "verdict", "error")
 ERROR = "error"
 VERDICT = -2  # its place in a row
-MANY_UNLIKE = 0.2  # of the images; of the training laboratory's own, 0.02 are
+MANY_UNLIKE = 0.2  # of the images; of the training laboratory's own, 0.05 are
 
 Rows = Generator[list[list[str]]]  # some of a table's rows at a time; closed, it ends what it began
 
