@@ -25,7 +25,8 @@ from cervicyte.evaluation.answers import statistics_of
 from cervicyte.evaluation.familiarity import FEATURES, UNLIKE_RATE, Familiarity, rarity
 from cervicyte.evaluation.features import pooled_features
 from cervicyte.images.statistics import STATISTICS
-from cervicyte.network.model_file import load_model_file, shipped_model, weights_hash
+from cervicyte.network.description import shipped_model
+from cervicyte.network.model_file import load_model_file, weights_hash
 from cervicyte.progress import TerminalProgress
 from cervicyte.provenance import provenance, write_json
 from cervicyte.training.cells import load_cells
@@ -35,8 +36,13 @@ RATES = (0.02, 0.03, 0.04, 0.05, 0.10)
 
 def share_of(flagged: np.ndarray, groups: list[str]) -> dict[str, float]:
     """Return the share of cells that are flagged, with its interval by group."""
-    found = metrics.group_bootstrap(groups, lambda weights: metrics.ratio(weights @ flagged, weights.sum(-1)))
-    return {end: round(float(value), 4) for end, value in zip(("value", "low", "high"), found, strict=True)}
+
+    def share(weights: np.ndarray) -> np.ndarray:
+        return metrics.ratio(weights @ flagged, weights.sum(-1))[:, None]
+
+    found = metrics.group_bootstrap(groups, share)
+    ends = zip(("value", "low", "high"), found, strict=True)
+    return {end: round(float(one[0]), 4) for end, one in ends}
 
 
 def main() -> None:
@@ -57,7 +63,7 @@ def main() -> None:
     for rate in RATES:
         beyond = as_fitted.flagging(rate).unlike_beyond
         over = rarities > beyond
-        flagged = over.any(1)
+        flagged = np.asarray(over.any(1))
         rows.append(
             {
                 "home": rate,

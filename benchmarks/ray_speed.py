@@ -5,8 +5,8 @@ r"""What Ray costs beside one process on the same machine, and what a million ce
 
 One process with all threads and Ray's workers with one thread each classify the same files, in turns. Of Ray,
 the time until the first rows (it begins, and workers load the model) is told apart from what follows: a long
-run pays the first but once. Rows come in order, so that a block or two may be done when the first come: of few
-images, Ray's rate is flattered. Rows are compared.
+run pays the first but once. Rows come in order, so that a block or two may be done when the first come: of
+few images, Ray's rate is flattered. Rows are compared.
 
 The cost of a million cells is that of the processor time that the rate asks for. The price of a processor for
 an hour is an assumption of whoever runs this, in whatever currency; storage, transfer and idle machines are

@@ -17,6 +17,7 @@ from cervicyte.errors import FamiliarityError
 from cervicyte.evaluation.familiarity import (
     FEATURES,
     NOT_A_CELL,
+    UNLIKE_RATE,
     WEIGHTS,
     Familiarity,
     distances_of,
@@ -305,15 +306,15 @@ def test_cells_of_new_groups_are_flagged_about_as_often_as_is_stated(each):
         features, _, statistics = grouped(rng, 480)
         flagged.append(np.mean([one.kind != "familiar" for one in familiarity.judge(features, statistics)]))
     # 60 groups of like cells are little more than 60 cells: at worst one group in 61 more.
-    assert 0.01 < np.mean(flagged) < 0.02 + 1 / 61
+    assert 0.02 < np.mean(flagged) < UNLIKE_RATE + 1 / 61
 
 
 def test_a_handful_of_cells_raises_the_stated_rate_and_few_groups_are_said_to_be_rough():
     familiarity = fitted(reference=9, groups=9)
     assert familiarity.usual.rate == pytest.approx(0.1)
     assert any("Only 9 groups" in note and "10 %" in note for note in familiarity.notes)
-    assert fitted(reference=300, groups=30).usual.rate == 0.02
-    assert "Only 30 groups" in fitted(reference=300, groups=30).notes[0]
+    assert fitted(reference=300, groups=15).usual.rate == UNLIKE_RATE
+    assert "Only 15 groups" in fitted(reference=300, groups=15).notes[0]
     assert not fitted().notes
 
 
