@@ -154,6 +154,10 @@ together: setup ## SIPaKMeD and Herlev in one training, and each left out of one
 	  into=docs/results/several_data_sets/$$name; mkdir -p $$into; \
 	  (cd $(RUNS)/together/$$name && tar cf - --exclude='best_model.pth' --exclude='*.openings.jsonl' --exclude='report.html' .) | tar xf - -C $$into || exit 1; \
 	done
+	for pair in sipakmed:without_herlev herlev:without_sipakmed; do \
+	  $(BIN)/cervicyte compare docs/results/several_data_sets/$${pair#*:}/$${pair%:*} docs/results/several_data_sets/both/$${pair%:*} \
+	    --out docs/results/several_data_sets/$${pair%:*}_comparison.csv || exit 1; \
+	done
 	$(BIN)/python benchmarks/several_data_sets_table.py
 
 learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model; 5 minutes

@@ -48,7 +48,24 @@ def figures_text(results: Path = RESULTS) -> str:
             rows += left_out_rows(data_set, name, run, results)
     missing = [RUNS[name] for name in RUNS if name not in runs]
     lacks = f"\n\nNot run yet: trained on {', '.join(missing)}; `make together` does." if missing else ""
-    return "\n".join([HEAD, *rows]) + lacks
+    return "\n".join([HEAD, *rows]) + differences_text(results) + lacks
+
+
+def differences_text(results: Path) -> str:
+    """Return what `cervicyte compare` found: the accuracy of each head learnt together, less alone."""
+    said = []
+    for data_set, title in TITLES.items():
+        path = results / f"{data_set}_comparison.csv"
+        if path.is_file():
+            one = pd.read_csv(path).iloc[1]
+            value, low, high = (100 * one[f"accuracy_difference{end}"] for end in ("", "_low", "_high"))
+            said.append(f"{title} {value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {one['p_value']:.3f}")
+    if not said:
+        return ""
+    return (
+        "\n\nClasses told by a head that learnt together with the other, less by one that learnt alone, "
+        f"paired over the same test cells: {'; '.join(said)}."
+    )
 
 
 def tested_rows(data_set: str, trained_on: str, run: dict[str, Any]) -> list[str]:
