@@ -414,7 +414,7 @@ def test_unusually_plain_features_are_no_reason():
 
 
 def test_of_a_flagged_image_other_unusual_statistics_are_named_too():
-    paler = USUAL_STATISTICS["lightness"] + 2.7 * SPREAD["lightness"]
+    paler = USUAL_STATISTICS["lightness"] + 2.45 * SPREAD["lightness"]
     familiarity = fitted()
     assert not familiarity.judge(usual_features(), usual(lightness=paler))[0].reasons
     strange, pale = familiarity.judge(usual_features(40), usual(lightness=paler))[0].reasons
