@@ -152,8 +152,11 @@ def test_a_graph_has_no_gradients_and_says_which_maps_there_are(folder, image):
     assert "layer3" in weights.layers  # torch is here
     expected = Classifier.from_file(folder / "m.pth", "cpu").explain(image, ["Parabasal"], "layer3")
     np.testing.assert_allclose(
-        weights.explain(image, ["Parabasal"], "layer3")["Parabasal"], expected["Parabasal"]
-    )
+        weights.explain(image, ["Parabasal"], "layer3")["Parabasal"],
+        expected["Parabasal"],
+        rtol=1e-3,
+        atol=1e-4,
+    )  # threads add up in another order
 
 
 def test_a_gallery_of_an_engine_shows_the_maps_of_the_gradients_contrasts_too(folder, tmp_path):
