@@ -226,7 +226,7 @@ def test_an_exported_model_calls_the_test_cells_what_the_run_called_them(run, sh
     first, second = (pd.read_csv(f / "test_predictions.csv") for f in (run, tmp_path))
     unlike = "unlike_percentile"  # of rounded features
     pd.testing.assert_frame_equal(first.drop(columns=unlike), second.drop(columns=unlike), atol=1e-3)
-    np.testing.assert_allclose(first[unlike], second[unlike], atol=1)
+    np.testing.assert_allclose(first[unlike], second[unlike], atol=5)  # among few reference cells
     explained = cervicyte("explain", shipped, cells, "--out", tmp_path / "x", "--limit", "1", "--no-verdict")
     assert explained.exit_code == 0, explained.output
 
