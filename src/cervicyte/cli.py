@@ -163,6 +163,7 @@ def inspect(
 ) -> None:
     """Look for twins, traps and outliers among the cells; status 1 if there are findings."""
     from cervicyte.datasets.inspection import inspect_dataset
+    from cervicyte.pages import plural
     from cervicyte.progress import TerminalProgress
 
     progress = TerminalProgress()
@@ -183,7 +184,8 @@ def inspect(
     )
     for finding in inspection.findings:
         typer.echo(f"{finding.kind}: {finding.text}")
-    typer.echo(f"{out / 'inspection.html'}: {len(inspection.findings)} findings")
+    count = len(inspection.findings)
+    typer.echo(f"{out / 'inspection.html'}: {count} {plural('finding', count)}")
     if inspection.findings:
         raise typer.Exit(1)
 
