@@ -238,8 +238,7 @@ def another_laboratory(folder: Path) -> str:
 Herlev's cells, normal against abnormal; no network was trained on any of them but in the last rows, see \
 [the learning curve](learning_curve/learning_curve.md). They guided the choice among \
 recipes and settings of adaptation: expect less elsewhere. The folds' networks do not know the light of \
-their laboratory, and were adapted without matching it. Flags beside prediction sets are those of the \
-commits named below, which let 2 % of home cells be flagged. [How it is measured](../elsewhere.md).
+their laboratory, and were adapted without matching it. [How it is measured](../elsewhere.md).
 
 | | goal | reached | |
 | --- | --- | --- | --- |
