@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -116,6 +117,20 @@ def test_a_finished_run_is_not_overwritten(run, cells):
     before = (run / "best_model.pth").read_bytes()
     assert "--force" in one_sentence(cervicyte("train", cells, "--out", run, *TINY))
     assert (run / "best_model.pth").read_bytes() == before
+
+
+def test_force_throws_nothing_away_before_all_that_is_read_is_right(run, cells, tmp_path):
+    kept = tmp_path / "run"
+    shutil.copytree(run, kept)
+    before = {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()}
+    model, split, into = kept / "best_model.pth", kept / "split.csv", ("--out", kept, "--force")
+    assert "nowhere" in one_sentence(cervicyte("train", tmp_path / "nowhere", *into, *TINY))
+    assert "nowhere" in one_sentence(cervicyte("probe", tmp_path / "nowhere", *into, "--backbone", "none"))
+    evaluated = cervicyte("evaluate", model, "--data", cells, "--split", split, *into)
+    assert f"{model}: is to be read, and --force would throw it away" in one_sentence(evaluated)
+    goes_on = cervicyte("train", cells, "--from", model, *into)
+    assert f"{model}: is to be read, and --force would throw it away" in one_sentence(goes_on)
+    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before
 
 
 def test_resuming_a_finished_run_changes_nothing(run, cells):

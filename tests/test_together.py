@@ -194,6 +194,16 @@ def test_a_finished_run_is_gone_on_with_only_as_it_was(left_out, data):
     assert "holds a finished run" in error_of(anew)
 
 
+def test_force_throws_nothing_away_before_all_that_is_read_is_right(run, data):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    named = (f"drawn={data / 'synthetic' / 'cells'}", data / "own")
+    result = cervicyte(
+        "train-together", *named, "--sides", data / "sides.yml", *SMALL, "--out", run, "--force"
+    )
+    assert "sides.yml: cannot be read" in error_of(result)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_side_is_never_guessed(data, tmp_path):
     named = (data / "synthetic" / "cells", data / "own")
     refused = cervicyte("train-together", *named, "--leave-out", "own", *SMALL, "--out", tmp_path / "out")

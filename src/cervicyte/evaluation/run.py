@@ -168,8 +168,9 @@ def train_and_evaluate(
             _check_same_run(out, recipe, split_choice)
             progress.say(f"{out}: this run is finished; nothing is left to do.")
             return read_metrics(out)
-        _claim(out, resume=resume, force=force)
+        _claim(out, resume=resume, force=force, read=(recipe.parent, recipe.backbone))
     processes.wait_for_everyone()
+    resume = resume and not force
 
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
@@ -194,6 +195,9 @@ def train_and_evaluate(
     training, validation, test = (
         labelled_images(cells[part], class_names, recipe.preprocessing, progress, part) for part in PARTS
     )
+    processes.wait_for_everyone()  # another may still be reading
+    if processes.is_main_process and force:
+        _throw_away(out)
     # A run that goes on keeps what it began with, even if `train` then refuses another recipe.
     if processes.is_main_process and not (out / CHECKPOINT_NAME).exists():
         write_recipe(recipe, out / RECIPE_NAME)
@@ -309,14 +313,26 @@ def read_metrics(out: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path}: is damaged; evaluate anew with --force.") from error
 
 
-def _claim(out: Path, *, resume: bool, force: bool) -> None:
-    """Make sure that `out` can take a run, and that no earlier work in it is lost unasked."""
+def _claim(out: Path, *, resume: bool = False, force: bool, read: Sequence[str | Path | None] = ()) -> None:
+    """Make sure that `out` can take a run, and that no earlier work in it is lost unasked.
+
+    What `force` replaces stays until `_throw_away`: a mistake in what is named beside it costs nothing.
+
+    Args:
+        out: the run folder; made, if it is not there.
+        resume, force: see `train_and_evaluate`.
+        read: files that are still needed when the earlier run is thrown away.
+    """
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out}: is a file; choose a folder with --out.")
     there = [name for name in RUN_FILES if (out / name).exists()]
     if there and force:
-        for name in there:
-            (out / name).unlink()
+        for path in (Path(one) for one in read if one is not None):
+            if any(path.exists() and path.samefile(out / name) for name in there):
+                raise RunFolderError(
+                    f"{path}: is to be read, and --force would throw it away with the run in {out}; choose "
+                    "another folder with --out."
+                )
     elif there and not resume:
         if is_finished(out):
             raise RunFolderError(
@@ -326,6 +342,12 @@ def _claim(out: Path, *, resume: bool, force: bool) -> None:
             f"{out}: holds an unfinished run; go on with --resume, or start anew with --force."
         )
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _throw_away(out: Path) -> None:
+    """Remove what an earlier run left, once nothing that is read can be wrong any more."""
+    for name in RUN_FILES:
+        (out / name).unlink(missing_ok=True)
 
 
 # --- evaluation of a model file ----------------------------------------------------------------
@@ -366,7 +388,7 @@ def evaluate_model(
         SplitError: cells were seen in training.
     """
     model = load_with_head(model_path, head)
-    _claim(out, resume=False, force=force)
+    _claim(out, force=force, read=(model_path, split_file))
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         progress.say(f"Note: {warning}")
@@ -383,6 +405,8 @@ def evaluate_model(
     caveats = [seen_caveat, NOT_PATIENTS] if seen else [NOT_PATIENTS]
     if unknown := note_on_unknown_training(model):
         caveats.insert(0, unknown)
+    if force:
+        _throw_away(out)
     opened = None
     if split_file is not None and (leak := leak_of(split)):
         caveats.insert(0, leak)
@@ -506,13 +530,15 @@ def probe(
 ) -> dict[str, Any]:
     """Evaluate logistic regression on frozen features over a split; see `linear_probe`."""
     preprocessing = preprocessing or Preprocessing()
-    _claim(out, resume=False, force=force)
+    _claim(out, force=force)
     dataset = read_dataset(data, known_groups)
     split = split_choice.made(dataset)
     cells = {part: cells_of(split, dataset, part) for part in PARTS}
     everything = [cell for part in PARTS for cell in cells[part]]
     parts = [part for part in PARTS for _ in cells[part]]
     features = frozen_features(everything, backbone, preprocessing, progress)
+    if force:
+        _throw_away(out)
     write_split(split, out / SPLIT_NAME)
     probe_of = f"linear probe, {Path(backbone).name}, {preprocessing.fingerprint()}"
     ledger_of = split_choice.file or out / SPLIT_NAME

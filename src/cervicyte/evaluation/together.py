@@ -165,6 +165,7 @@ def train_together(
     if main:
         _claim(out, list(paths), resume=resume, force=force)
     PartialState().wait_for_everyone()
+    resume = resume and not force
 
     declared = read_sides(sides) if sides else {}
     named = _read(paths, declared, known_groups)
@@ -200,6 +201,10 @@ def train_together(
         }
         for one in trained
     }
+    PartialState().wait_for_everyone()  # another may still be reading
+    if main and force:
+        for path in _own_files(out, list(paths)):
+            path.unlink(missing_ok=True)
     if main and not (out / CHECKPOINT_NAME).exists():
         write_recipe(recipe, out / RECIPE_NAME)
         for name, split in splits.items():
@@ -561,22 +566,22 @@ def _finished(
 
 
 def _claim(out: Path, names: Sequence[str], *, resume: bool, force: bool) -> None:
-    """Make sure that `out` can take a run, and that no earlier work in it is lost unasked."""
+    """Make sure that `out` can take a run; what `force` replaces stays until all that is read is right."""
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out}: is a file; choose a folder with --out.")
-    own = [out / name for name in (*RUN_FILES, SUMMARY_NAME, PAGE_NAME, LEFT_OUT_NAME)]
-    own += [out / folder / name for folder in names for name in RUN_FILES]
-    there = [path for path in own if path.exists()]
-    if there and force:
-        for path in there:
-            path.unlink()
-    elif there and not resume:
+    if any(path.exists() for path in _own_files(out, names)) and not (resume or force):
         state = "a finished" if _is_finished(out) else "an unfinished"
         raise RunFolderError(
             f"{out}: holds {state} run; go on with --resume, choose another folder with --out, or start anew "
             "with --force."
         )
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _own_files(out: Path, names: Sequence[str]) -> list[Path]:
+    """Return all that a run of these data sets may have in its folder."""
+    own = [out / name for name in (*RUN_FILES, SUMMARY_NAME, PAGE_NAME, LEFT_OUT_NAME)]
+    return own + [out / folder / name for folder in names for name in RUN_FILES]
 
 
 def _list(names: Any) -> str:
