@@ -31,6 +31,7 @@ from cervicyte.evaluation.model_card import model_card
 from cervicyte.explanation import cam
 from cervicyte.explanation.cam import Contrast
 from cervicyte.explanation.gallery import explain_cells
+from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference import choice
 from cervicyte.inference.classifier import Classifier
@@ -40,8 +41,8 @@ from cervicyte.inference.torch_engine import TorchEngine
 from cervicyte.network import plain
 from cervicyte.network.description import PLACEMENTS
 from cervicyte.network.frozen import FrozenModel, load_described
-from cervicyte.network.model_file import load_model_file, save_model
-from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.network.model_file import ModelFile, load_model_file, save_model
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50
 
 CELL = SAMPLES / "Koilocytotic.png"
 WITHOUT_TORCH = (
@@ -247,12 +248,40 @@ def test_a_damaged_graph_does_not_answer(folder, tmp_path):
         cervicyte.load_model(tmp_path / "n.onnx")
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_a_graph_that_another_program_has_changed_is_refused_in_a_sentence(folder, tmp_path, engine):
+    graph = onnx.load(folder / "m.onnx")
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # one image at once, and no more
+    onnx.save(graph, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=r"m\.onnx: its graph does not take or give .* export it anew"):
+        cervicyte.load_model(tmp_path / "m.onnx", engine=engine)
+
+
 def test_weights_with_a_changed_bit_are_refused_without_torch_too(folder, tmp_path):
     content = bytearray((folder / "m.safetensors").read_bytes())
     content[-5] ^= 1
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(ModelFileError, match="so that it is damaged"):
         load_described(tmp_path / "m.safetensors", without_torch=True)
+
+
+def test_weights_of_another_kind_are_not_computed_as_those_that_ship(tmp_path, monkeypatch):
+    class Other(CBAMResNet50):
+        """The same names and shapes, and another thing computed from them."""
+
+        kind = "other"
+
+    monkeypatch.setitem(NETWORKS, Other.kind, Other)
+    path = tmp_path / "m.safetensors"
+    save_model(path, ModelFile(Other(2).eval(), ("Parabasal", "Koilocytotic"), Preprocessing(image_size=32)))
+    model = load_described(path, without_torch=True)
+    assert isinstance(model, ModelFile)
+    assert isinstance(model.network, Other)
+    monkeypatch.setattr("cervicyte.network.frozen.torch_is_installed", lambda: False)
+    with pytest.raises(
+        ModelFileError, match="network of the kind 'other', whose weights only torch computes"
+    ):
+        load_described(path)
 
 
 @pytest.mark.parametrize(

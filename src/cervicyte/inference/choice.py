@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cervicyte import __version__
-from cervicyte.errors import UsageError
+from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.inference.engines import (
     INT8,
     PRECISIONS,
@@ -201,7 +201,15 @@ def _compared(engine: Engine, model: ModelFile | FrozenModel) -> Parity | None:
     cells = sample_cells(model.preprocessing)
     if isinstance(model, FrozenModel):
         known = model.held_against(cells)
-        return held_against(engine, known.images, known.output)
+        try:
+            return held_against(engine, known.images, known.output)
+        except Exception as error:  # each engine's own: a graph that another program has changed
+            if not isinstance(model.source, Path):
+                raise
+            raise ModelFileError(
+                f"{model.path}: its graph does not take or give what `cervicyte export` wrote, such as any "
+                "number of images at once; export it anew."
+            ) from error
     if (engine.name, engine.precision) == (TORCH, "float32"):
         return None
     return compare(engine, _torch_engine(model), cells)

@@ -24,6 +24,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.description import (
     ABOUT,
     BESIDE,
+    DEFAULT_NETWORK,
     HEADER_KEY,
     NO_METADATA,
     PLACEMENTS,
@@ -171,6 +172,10 @@ def load_described(path: Path, without_torch: bool = False) -> ModelFile | Froze
             f"{path}: is no .safetensors and no exported graph, and only torch reads others; export it to "
             f"safetensors where torch is, or install torch: {WITHOUT_TORCH}."
         )
+    return _load_by_torch(path)
+
+
+def _load_by_torch(path: Path) -> ModelFile:
     from cervicyte.network.model_file import load_model_file
 
     return load_model_file(path)
@@ -184,7 +189,7 @@ def _begins_as_safetensors(path: Path) -> bool:
 # --- weights ---------------------------------------------------------------------------------------
 
 
-def _load_weights(path: Path) -> FrozenModel:
+def _load_weights(path: Path) -> ModelFile | FrozenModel:
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
@@ -192,6 +197,14 @@ def _load_weights(path: Path) -> FrozenModel:
     except Exception as error:  # of safetensors, of the operating system; none is ours to show
         raise ModelFileError(f"{path}: not a model file, or damaged; {REMEDY}.") from error
     own = _description(text, path)
+    if (kind := own.get("network", DEFAULT_NETWORK)) != DEFAULT_NETWORK:
+        # Names and shapes may be the same, and what is computed from them another thing.
+        if not torch_is_installed():
+            raise ModelFileError(
+                f"{path}: holds a network of the kind {kind!r}, whose weights only torch computes; export "
+                f"it to onnx where torch is, or install torch: {WITHOUT_TORCH}."
+            )
+        return _load_by_torch(path)
     beside = {name: arrays.pop(name) for name in list(arrays) if name.startswith(BESIDE)}
     names = check_names(own["class_names"], path)
     placement = _placement_of(own, path)
