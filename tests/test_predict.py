@@ -255,6 +255,35 @@ def test_names_that_no_table_can_hold_are_escaped(classifier, folder, tmp_path, 
     assert set(table["sha256"][:4]) == {sha256_of_file(folder / "c.bmp")}
 
 
+def test_an_archive_that_begins_with_its_own_folder_and_a_list_as_windows_writes_it_are_read(
+    folder, tmp_path
+):
+    image = (folder / "c.bmp").read_bytes()
+    with zipfile.ZipFile(tmp_path / "dot.zip", "w") as archive:
+        archive.writestr("./", b"")
+        archive.writestr("./c.bmp", image)
+    (source,) = sources_of([str(tmp_path / "dot.zip")])
+    assert (source.member, source.read()) == ("./c.bmp", image)
+    (tmp_path / "list.txt").write_text(f"{folder / 'c.bmp'}\r\n", encoding="utf-8-sig")
+    (source,) = sources_of([f"@{tmp_path / 'list.txt'}"])
+    assert source.read() == image
+
+
+def test_what_would_be_passed_over_or_guessed_is_refused(folder, monkeypatch):
+    with pytest.raises(UsageError, match="An empty name is no image"):
+        list(sources_of([""]))
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UsageError, match=r"/b: cannot be listed \(Permission denied\)"):
+        list(sources_of([str(folder)]))
+
+
 def test_what_is_no_list_on_standard_input_is_refused(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff\n"), encoding="utf-8"))
     with pytest.raises(UsageError, match="Standard input is no list of names"):

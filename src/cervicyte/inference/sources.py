@@ -148,7 +148,8 @@ def _of_list(location: str) -> Iterator[Source]:
             if location.lower().endswith(PARQUET):
                 yield from _listed(_column(pa.parquet.ParquetFile(file)))
             else:
-                yield from _listed(io.TextIOWrapper(file, encoding="utf-8"))
+                # Windows begins such files with a mark that is no part of the first name.
+                yield from _listed(io.TextIOWrapper(file, encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{location}: cannot be read as a list of names, one a line.") from error
     except (pa.ArrowException, KeyError) as error:
@@ -179,6 +180,8 @@ def _listed(lines: Iterable[str]) -> Iterator[Source]:
 
 
 def _named(name: str) -> Iterator[Source]:
+    if not name:  # such as a variable of the shell that is not set; Path takes it for this folder
+        raise UsageError("An empty name is no image; name a file or a folder, `.` for this one.")
     path = Path(name)
     if path.is_dir():
         yield from _of_folder(path)
@@ -212,8 +215,13 @@ def _of_uri(uri: str) -> Iterator[Source]:
 
 
 def _of_folder(folder: Path) -> Iterator[Source]:
+    def refuse(error: OSError) -> None:  # which os.walk would pass over, with all images below
+        raise UsageError(
+            f"{error.filename}: cannot be listed ({error.strerror}); check its permissions."
+        ) from error
+
     found = False
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders.sort()
         for file in sorted(files):
             if _is_called_so(file):
@@ -246,7 +254,7 @@ def _no_images(name: str) -> UsageError:
 
 def _is_image(name: str) -> bool:
     """Return whether an archive's member is called as an image is, and is not a resource fork of a Mac's."""
-    *folders, file = PurePath(name).parts
+    *folders, file = PurePath(name).parts or ("",)  # `./`, as some programs begin an archive
     hidden = any(folder.startswith((".", "__MACOSX")) for folder in folders)
     return not hidden and _is_called_so(file)
 
