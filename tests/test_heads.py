@@ -15,6 +15,10 @@ from cervicyte.evaluation import predictions
 from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Answerer, answers_for
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.inference.choice import CACHE_VARIABLE
+from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.export import export_model
+from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.heads import (
     Head,
     abnormal_unit,
@@ -112,6 +116,26 @@ def test_a_head_that_is_not_there_is_refused_by_name(wide, tmp_path):
     with pytest.raises(UsageError, match="one class list"):
         with_head(wide, "first")
     assert abnormal_unit(wide) is None
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.onnx"])
+def test_an_engine_without_torch_gives_the_head_that_lies_in_the_file_and_the_shared_answer(
+    wide, images, tmp_path, name, monkeypatch
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    save_model(tmp_path / "m.safetensors", parted(wide, HEADS))
+    if name == "m.onnx":
+        export_model(load_model_file(tmp_path / "m.safetensors"), tmp_path / name, "onnx")
+    by_torch = Classifier.from_file(tmp_path / "m.safetensors", "cpu").predict(images)
+    for head in (None, "first"):
+        classifier = Classifier.from_file(tmp_path / name, engine="openvino", head=head)
+        assert isinstance(classifier.model, FrozenModel)
+        for one, other in zip(classifier.predict(images), by_torch, strict=True):
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+            assert one.abnormal == pytest.approx(other.abnormal, abs=1e-3)
+    if name == "m.onnx":
+        with pytest.raises(UsageError, match="is a graph, which has one class list"):
+            Classifier.from_file(tmp_path / name, engine="openvino", head="second")
 
 
 @pytest.mark.parametrize("lost", ["head1.fc.weight", "abnormal.weight"])

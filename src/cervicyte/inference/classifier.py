@@ -85,14 +85,12 @@ class Classifier:
             ModelFileError: the file is missing, damaged, or no model.
             UsageError: there is no such head, device, engine or precision here, or the engine is wrong.
         """
-        if head is None:
-            without_torch = engine in GRAPH_ENGINES and device in ("auto", "cpu")
-            model = load_described(path, without_torch)
-        elif is_graph(path):
-            raise UsageError(
-                f"--head {head}: {path} is a graph, which has one class list; leave the option out."
-            )
-        else:
+        model = load_described(path, engine in GRAPH_ENGINES and device in ("auto", "cpu"))
+        if head is not None and model.metadata.get("head") != head:  # to change places takes torch
+            if is_graph(path):
+                raise UsageError(
+                    f"--head {head}: {path} is a graph, which has one class list; leave the option out."
+                )
             from cervicyte.network.heads import load_with_head
 
             model = load_with_head(path, head)

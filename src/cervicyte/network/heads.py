@@ -175,10 +175,15 @@ def abnormal_unit(model: Described) -> tuple[np.ndarray, float] | None:
     """
     if not heads_of(model):
         return None
-    weight, bias = (model.tensors.get(f"{ABNORMAL}{part}") for part in ("weight", "bias"))
-    if weight is None or bias is None or weight.shape != (1, STAGE_CHANNELS[-1]):
+    try:
+        weight, bias = (
+            np.asarray(model.tensors[f"{ABNORMAL}{part}"], np.float32) for part in ("weight", "bias")
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"The model's answer on normal and abnormal is damaged; {REMEDY}.") from error
+    if weight.shape != (1, STAGE_CHANNELS[-1]) or bias.shape != (1,):
         raise ModelFileError(f"The model's answer on normal and abnormal is damaged; {REMEDY}.")
-    return np.asarray(weight[0], np.float32), float(bias)
+    return weight[0], float(bias[0])
 
 
 # --- changing places -------------------------------------------------------------------------------
