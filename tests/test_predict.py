@@ -208,6 +208,19 @@ def test_a_kill_while_the_table_is_put_in_place_loses_nothing(
 
 
 @pytest.mark.skipif(predicting.fcntl is None, reason="Windows has no such locks")
+def test_a_file_that_is_called_as_what_stands_beside_the_table_is_not_written_over(
+    classifier, folder, tmp_path
+):
+    beside = tmp_path / "out.json"
+    beside.write_text('{"cells": 5}')
+    with pytest.raises(UsageError, match=r"out\.json: is there already and not of a table"):
+        predict(classifier, [str(folder)], tmp_path / "out.csv")
+    assert beside.read_text() == '{"cells": 5}'
+    predict(classifier, [str(folder)], tmp_path / "out.csv", force=True)
+    (tmp_path / "out.csv").unlink()
+    assert predict(classifier, [str(folder)], tmp_path / "out.csv").rows == 5  # what a table left is replaced
+
+
 def test_two_commands_do_not_write_one_table(classifier, folder, tmp_path):
     class Second(Progress):
         def advance(self, count: int = 1, note: str = "") -> None:

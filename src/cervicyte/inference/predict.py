@@ -128,7 +128,8 @@ def predict(
         workers: who answer in the classifier's stead, with its model and engine; None is this process.
 
     Raises:
-        UsageError: a name leads to nothing, `out` ends otherwise, or there is a table and no `force`.
+        UsageError: a name leads to nothing, `out` ends otherwise, or there is a table, or another file called
+            as what is written beside it, and no `force`.
         RunFolderError: an interrupted table there is of other images or of another model.
         WorkersError: the workers are not there, or none is left.
     """
@@ -136,6 +137,12 @@ def predict(
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
     if out.exists() and not force:
         raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
+    origin_file = out.with_suffix(".json")
+    if not force and origin_file.exists() and not _is_origin(origin_file):
+        raise UsageError(
+            f"{origin_file}: is there already and not of a table; choose another name with --out, or replace "
+            "it with --force."
+        )
     partial = _partial(out)
     with _alone_with(partial):
         names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
@@ -169,7 +176,7 @@ def predict(
             **({} if workers is None else workers.describe()),
         }
         # Before the table, which so never stands there without it.
-        write_json(out.with_suffix(".json"), {**origin, **provenance(command), "notes": list(outcome.notes)})
+        write_json(origin_file, {**origin, **provenance(command), "notes": list(outcome.notes)})
         if out.suffix == ".csv":
             partial.replace(out)
         else:
@@ -178,6 +185,15 @@ def predict(
         for helper in (_about(partial), _list(partial)):
             helper.unlink(missing_ok=True)
     return outcome
+
+
+def _is_origin(path: Path) -> bool:
+    """Return whether a file is what stands beside a table, as one does that was interrupted or moved away."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"verdicts", "weights_sha256"} <= content.keys()
 
 
 def _fingerprint(classifier: Classifier) -> str:
