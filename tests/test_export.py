@@ -461,3 +461,11 @@ def test_int8_needs_cells_to_calibrate_and_others_to_measure(best_model, noise, 
     named = {"COMPARED": str(noise[1]), "m.pth": str(tmp_path / "m.pth"), "m.onnx": str(tmp_path / "m.onnx")}
     asked = [named.get(one, one) for one in arguments]
     assert said in error_of(cervicyte("export", best_model, "--precision", "int8", *asked))
+
+
+@pytest.mark.parametrize("option", ["--calibration", "--held-out"])
+def test_what_is_for_int8_alone_is_not_passed_over_in_silence(best_model, noise, option, tmp_path):
+    out = tmp_path / "m.onnx"
+    refused = cervicyte("export", best_model, "--format", "onnx", "--out", out, option, noise[1])
+    assert "are for --precision int8" in error_of(refused)
+    assert not out.exists()

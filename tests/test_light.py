@@ -248,6 +248,12 @@ def test_a_damaged_graph_does_not_answer(folder, tmp_path):
         cervicyte.load_model(tmp_path / "n.onnx")
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "openvino/model.xml"])
+def test_what_needs_weights_says_that_a_graph_has_none(folder, name):
+    with pytest.raises(ModelFileError, match=r"is a graph, .* name the model file that it was exported from"):
+        load_model_file(folder / name)
+
+
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_a_graph_that_another_program_has_changed_is_refused_in_a_sentence(folder, tmp_path, engine):
     graph = onnx.load(folder / "m.onnx")

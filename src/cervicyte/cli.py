@@ -973,6 +973,10 @@ def export(
     from cervicyte.inference.export import Int8, export_model
     from cervicyte.network.heads import load_with_head
 
+    if precision != "int8" and (calibration or held_out):
+        raise UsageError(
+            "--calibration and --held-out are for --precision int8; say that, or leave them out."
+        )
     notes = export_model(
         load_with_head(_model_file(model), head),
         out,

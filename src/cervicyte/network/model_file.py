@@ -40,6 +40,7 @@ from cervicyte.network.description import (
     hash_of,
     preprocessing_of,
 )
+from cervicyte.network.frozen import GRAPH_SUFFIXES
 from cervicyte.network.resnet import NETWORKS, CBAMResNet50
 from cervicyte.provenance import provenance, written_atomically
 
@@ -226,6 +227,11 @@ def load_model_file(path: Path) -> ModelFile:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file; {REMEDY}.")
+    if path.suffix in GRAPH_SUFFIXES:
+        raise ModelFileError(
+            f"{path}: is a graph, which answers and is not evaluated, changed or exported again; name the "
+            "model file that it was exported from."
+        )
     content = _read_safetensors(path) if _is_safetensors(path) else _read_pth(path)
     state, names, own = content["model_state_dict"], content["class_names"], content.get("cervicyte")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
