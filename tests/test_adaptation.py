@@ -219,6 +219,10 @@ def test_the_model_itself_another_ending_and_a_damaged_image_are_refused(model_p
         assert result.exit_code == 2
         assert said in result.output
     assert sha256_of_file(model_path) == before
+    (tmp_path / "mine.json").write_text("{}")  # where it is written what changed
+    result = adapt(model_path, "--images", folder, "--out", tmp_path / "mine.pth")
+    assert (result.exit_code, (tmp_path / "mine.json").read_text()) == (2, "{}")
+    assert "mine.json: is there already" in result.output
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"no image")
     result = adapt(model_path, "--images", tmp_path / "bad", "--out", tmp_path / "new.pth")

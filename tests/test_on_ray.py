@@ -102,6 +102,7 @@ def test_what_a_worker_says_reaches_the_user_as_one_sentence():
         "The workers on Ray could not go on: The engine onnx needs the package onnxruntime; install it. "
         "What was answered is kept: repeat the command once it is mended."
     )
+    assert "could not go on: TimeoutError. What" in str(on_ray._of_ray(TimeoutError()))
 
 
 def test_paths_reach_workers_whatever_folder_they_stand_in(tmp_path, monkeypatch):

@@ -57,16 +57,19 @@ def adapt(
         The content of the `.json`: counts, `before` and `after`, and `warnings` for people.
 
     Raises:
-        UsageError: `out` ends otherwise, is the model itself, or is there and no `force`; or there are fewer
-            than two images.
+        UsageError: `out` ends otherwise, is the model itself, or is there, or its `.json`, and no `force`; or
+            there are fewer than two images.
         ImageError: an image cannot be read; the text names it.
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
     if out.exists() and out.samefile(path):
         raise UsageError(f"{out}: is the model itself, which stays as it is; choose another name with --out.")
-    if out.exists() and not force:
-        raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
+    for written_to in (out, out.with_suffix(".json")):
+        if written_to.exists() and not force:
+            raise UsageError(
+                f"{written_to}: is there already; choose another name with --out, or replace it with --force."
+            )
     model = load_model_file(path)
     sources = list(sources_of(names))
     found = len(sources)

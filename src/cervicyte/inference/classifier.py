@@ -91,9 +91,9 @@ class Classifier:
                 raise UsageError(
                     f"--head {head}: {path} is a graph, which has one class list; leave the option out."
                 )
-            from cervicyte.network.heads import load_with_head
+            from cervicyte.network.heads import load_with_head, with_head
 
-            model = load_with_head(path, head)
+            model = load_with_head(path, head) if isinstance(model, FrozenModel) else with_head(model, head)
         known = model.weights_sha256 if isinstance(model, FrozenModel) else model.sha256_as_read
         return cls(model, device, engine, precision, known)
 

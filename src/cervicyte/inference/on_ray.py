@@ -210,7 +210,8 @@ def _knock(address: str) -> None:
 def _of_ray(error: Exception) -> WorkersError:
     """Return the sentence of an error that a worker raised, which Ray wraps in its own and in a traceback."""
     ours = re.findall(r"cervicyte\.errors\.\w+: (.+)", str(error))
-    reason = ours[-1] if ours else str(error).strip().splitlines()[-1].strip()
+    said = str(error).strip() or type(error).__name__  # some say nothing
+    reason = ours[-1] if ours else said.splitlines()[-1].strip()
     return WorkersError(
         f"The workers on Ray could not go on: {reason.rstrip('.')}. What was answered is kept: repeat the "
         "command once it is mended."
