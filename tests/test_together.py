@@ -201,6 +201,9 @@ def test_force_throws_nothing_away_before_all_that_is_read_is_right(run, data):
         "train-together", *named, "--sides", data / "sides.yml", *SMALL, "--out", run, "--force"
     )
     assert "sides.yml: cannot be read" in error_of(result)
+    again = ("--sides", data / "sides.yaml", *SMALL, "--backbone", run / "best_model.pth")
+    result = cervicyte("train-together", *named, *again, "--out", run, "--force")
+    assert "best_model.pth: is to be read, and --force would throw it away" in error_of(result)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -325,14 +325,9 @@ def _claim(out: Path, *, resume: bool = False, force: bool, read: Sequence[str |
     """
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out}: is a file; choose a folder with --out.")
-    there = [name for name in RUN_FILES if (out / name).exists()]
+    there = [out / name for name in RUN_FILES if (out / name).exists()]
     if there and force:
-        for path in (Path(one) for one in read if one is not None):
-            if any(path.exists() and path.samefile(out / name) for name in there):
-                raise RunFolderError(
-                    f"{path}: is to be read, and --force would throw it away with the run in {out}; choose "
-                    "another folder with --out."
-                )
+        refuse_to_throw_away(there, read)
     elif there and not resume:
         if is_finished(out):
             raise RunFolderError(
@@ -342,6 +337,21 @@ def _claim(out: Path, *, resume: bool = False, force: bool, read: Sequence[str |
             f"{out}: holds an unfinished run; go on with --resume, or start anew with --force."
         )
     out.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_to_throw_away(files: Sequence[Path], read: Sequence[str | Path | None]) -> None:
+    """Refuse to replace, of an earlier run, what is still to be read.
+
+    Raises:
+        RunFolderError: one of the existing `files` is one of those in `read`; others there need not exist.
+    """
+    for path in (Path(one) for one in read if one is not None):
+        for file in files:
+            if path.exists() and path.samefile(file):
+                raise RunFolderError(
+                    f"{path}: is to be read, and --force would throw it away with the run in {file.parent}; "
+                    "choose another folder with --out."
+                )
 
 
 def _throw_away(out: Path) -> None:

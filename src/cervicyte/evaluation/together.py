@@ -53,6 +53,7 @@ from cervicyte.evaluation.run import (
     facts_of_split,
     labelled_images,
     picture_reader,
+    refuse_to_throw_away,
     seen_cells,
 )
 from cervicyte.evaluation.seen import NOT_PATIENTS
@@ -164,6 +165,9 @@ def train_together(
         return _finished(out, recipe, trained_names, leave_out, progress)
     if main:
         _claim(out, list(paths), resume=resume, force=force)
+        if force:
+            own = [path for path in _own_files(out, list(paths)) if path.exists()]
+            refuse_to_throw_away(own, [recipe.backbone])
     PartialState().wait_for_everyone()
     resume = resume and not force
 
