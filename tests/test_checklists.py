@@ -216,3 +216,14 @@ def test_a_classifier_fitted_alone_is_not_said_to_be_trained_by_gradients():
     assert facts["initialisation"] == (
         "From another model's weights, `cervicyte.safetensors`, which was trained on sipakmed."
     )
+
+
+def test_a_last_stage_that_learnt_after_a_regression_is_not_said_to_be_trained_by_the_recipe():
+    context = json.loads(json.dumps(METRICS["context"]))
+    context["recipe"] |= {"classifier": "last_stage", "parent": "shipped", "epochs": 77}
+    facts = facts_of_run({**METRICS, "context": context})
+    assert "logistic regression" in facts["training"]
+    assert "AdamW for 6 epochs" in facts["training"]
+    assert "77" not in facts["training"]
+    assert facts["augmentation"].startswith("Each training image was turned by 0, 90, 180 or 270 degrees")
+    assert "highest validation accuracy" not in facts["selection"]

@@ -21,6 +21,7 @@ import yaml
 from cervicyte import __version__
 from cervicyte.datasets.classes import CITATIONS, grouping_of
 from cervicyte.errors import RunFolderError, UsageError
+from cervicyte.evaluation import last_stage
 from cervicyte.evaluation.cross_validation import POOLED_NAME, SUMMARY_NAME
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.model_card import TERMS
@@ -224,7 +225,7 @@ def pooled_metrics(folder: Path, draws: int = DRAWS) -> dict[str, Any]:
         ) from error
     if recipe is not None:
         context["recipe"] = recipe
-    if recipe is not None and Recipe.model_validate(recipe).classifier == "gradient":
+    if recipe is not None and Recipe.model_validate(recipe).classifier != "logistic":
         network = NETWORKS[recipe.get("network", CBAMResNet50.kind)](len(names), recipe["placement"])
         context["model"] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -289,6 +290,8 @@ def facts_of_run(metrics: Mapping[str, Any], carried: Mapping[str, Any] | None =
         facts |= _facts_of_recipe(recipe, metrics)
         if recipe.classifier == "logistic":
             facts |= _facts_of_logistic(recipe)
+        elif recipe.classifier == "last_stage":
+            facts |= _facts_of_last_stage(recipe)
     if (abnormal := metrics.get("roll_up", {}).get("abnormal")) is not None:
         facts["diagnostic"] = _diagnostic(abnormal, seeds)
     if carried is not None:
@@ -438,6 +441,21 @@ def _facts_of_logistic(recipe: Recipe) -> dict[str, str]:
         f"seed {recipe.seed}.",
         "augmentation": "None: each image was seen as it is.",
         "selection": "None: there is one fit and no epochs.",
+    }
+
+
+def _facts_of_last_stage(recipe: Recipe) -> dict[str, str]:
+    """Return what is otherwise where the last stage learnt alone, after a regression."""
+    return {
+        "training": "The classifier was fitted to the training cells by logistic regression on what the "
+        "network sees; how strongly it is held back, inner folds decided. Then it learnt together with the "
+        f"last stage, all before which stood still: AdamW for {last_stage.EPOCHS} epochs, {last_stage.STEP} "
+        f"cells a step, highest learning rate {last_stage.LEARNING_RATE:g} with one epoch of warm-up and a "
+        f"cosine, weight decay {last_stage.WEIGHT_DECAY:g}; cross-entropy; gradients cut at norm "
+        f"{last_stage.LONGEST_GRADIENT:g}; seed {recipe.seed}.",
+        "augmentation": "Each training image was turned by 0, 90, 180 or 270 degrees at random, anew in each "
+        "epoch.",
+        "selection": "The weights of the last epoch were kept, with no choice by validation.",
     }
 
 
