@@ -16,7 +16,7 @@ from serving import CLASSES, encoded, small_classifier
 
 from cervicyte.dashboard import adaptation, events, server
 from cervicyte.dashboard.adaptation import Adapting, not_adaptable
-from cervicyte.dashboard.batching import Asked, Batcher
+from cervicyte.dashboard.batching import Asked, Batcher, Busy
 from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.intake import Arrived
 from cervicyte.inference.classifier import Classifier
@@ -111,6 +111,50 @@ def test_the_adapted_model_answers_for_its_list_alone_and_the_original_stays(ask
     assert classifier.torch_model().weights_sha256 == original
     asked.clear(KEY)
     assert not path.exists()
+
+
+def test_cells_that_come_in_while_the_model_is_changed_are_answered_by_the_one_that_is_chosen(
+    asked, classifier, tmp_path
+):
+    give(asked, KEY, FEWEST)
+    list(asked.adapt(KEY))
+    files = []
+    for number in range(10, 22):
+        files.append(str(tmp_path / f"{number}.png"))
+        (tmp_path / f"{number}.png").write_bytes(pictured(number))
+    reading = asked.read_uploads(KEY, files)
+    next(reading)
+    asked.use(KEY, True)
+    for _ in reading:
+        pass
+    session = asked.sessions.of(KEY)
+    assert session.adaptation is not None
+    entries = session.worklist.entries
+    assert len(entries) == FEWEST + 12
+    for entry in entries:
+        (alone,) = session.adaptation.classifier.predict([entry.image()])
+        assert entry.prediction is not None
+        assert entry.prediction.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+
+
+def test_a_change_of_the_model_that_finds_no_place_is_told_and_can_be_asked_for_again(asked, monkeypatch):
+    give(asked, KEY, FEWEST)
+    list(asked.adapt(KEY))
+    give(asked, KEY, 1, start=50)  # not answered by the adapted one yet
+
+    def refuse(*_: object) -> None:
+        raise Busy
+
+    with monkeypatch.context() as full:
+        full.setitem(Batcher.in_turn.__kwdefaults__, "patience", 0.05)
+        full.setattr(asked._batcher, "submit", refuse)
+        said = asked.use(KEY, True)
+    assert events.BUSY in said[events.ADAPTATION]
+    assert 'data-send="use"' in said[events.ADAPTATION]
+    assert "what the <b>original</b> says" in said[events.ADAPTATION]
+    assert "data-stamp" in said[events.VIEWER]  # or the browser would wait for its answer
+    asked.clear(KEY)
+    assert "data-stamp" in asked.use(KEY, True)[events.VIEWER]
 
 
 def decoded(saved: str) -> str:

@@ -124,6 +124,27 @@ def test_so_many_pages_are_kept_and_no_more(sessions, clock, monkeypatch):
     assert "memory was needed" in why_gone(sessions, f"{0:064x}")
 
 
+def test_pages_that_were_only_loaded_take_no_cells_from_others(sessions, clock, monkeypatch):
+    monkeypatch.setattr(session, "MAX_SESSIONS", 3)
+    put(sessions, KEY)
+    for number in range(5):
+        clock.now = number + 1
+        sessions.open(f"{number:064x}", f"page {number}", resumed=False)
+    assert len(sessions) == 3
+    assert not sessions.of(KEY).is_empty
+
+
+def test_who_looks_whether_there_is_a_session_begins_none_and_takes_no_reason_away(sessions, clock):
+    assert sessions.there(OTHER) is None
+    assert len(sessions) == 0
+    put(sessions, KEY)
+    assert sessions.there(KEY) is sessions.of(KEY)
+    clock.now = session.SECONDS_KEPT
+    sessions.sweep()
+    assert sessions.there(KEY) is None
+    assert why_gone(sessions, KEY).startswith("Nothing was asked here for 4 hours")
+
+
 @pytest.mark.parametrize("key", ["", "short", "../../etc/passwd", "A" * 64, "a" * 65])
 def test_what_is_no_key_opens_nothing(sessions, key):
     why_gone(sessions, key)
@@ -344,6 +365,18 @@ def test_a_long_list_is_not_sent_again_for_every_few_files(classifier, tmp_path)
         assert sent == [8, 16, 24, 40, 60, 60]
         assert all(events.PROGRESS in one for one in said)
         assert len(said) == 9
+
+
+def test_drawn_cells_do_not_come_into_a_list_that_is_more_than_full(
+    classifier, tmp_path, samples, monkeypatch
+):
+    monkeypatch.setattr(worklist, "MAX_CELLS", 2)
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.read_samples(KEY))
+        listed = asked.sessions.of(KEY).worklist
+        listed.entries.append(Entry(2, "Further images", error="Further images were left out."))
+        list(asked.read_samples(KEY))
+        assert [entry.name for entry in listed.entries] == ["0.png", "1.png", "Further images"]
 
 
 def test_files_that_find_no_memory_are_left_out_in_one_sentence(classifier, tmp_path, samples, monkeypatch):

@@ -187,8 +187,9 @@ class Events:
         """Read files a few at a time; the field for files is free again at the end."""
         worklist, remark, shown = session.worklist, "", 0
         worklist.broken_off = BROKEN_OFF  # unless the end is reached
+        answering = self._answering(session)
         try:
-            for _ in worklist.read(self._answering(session), self._within_memory(session, arrived)):
+            for _ in worklist.read(answering, self._within_memory(session, arrived)):
                 if session.worklist is not worklist:  # it was cleared meanwhile
                     break
                 changes = {PROGRESS: progress_html(worklist, reading=True)}
@@ -197,6 +198,9 @@ class Events:
                     shown = len(worklist.entries)
                     changes |= self._list(session)
                 yield changes
+            adaptation = session.adaptation
+            if adaptation is not None and self._answering(session) is not answering:
+                self._use(session, adaptation.in_use)  # the other model was chosen meanwhile
         except Busy:
             remark = NOT_ALL_READ
         worklist.broken_off = ""
@@ -366,10 +370,14 @@ class Events:
     @of_session(ADAPTATION)
     def use(self, session: Session, adapted: bool) -> Changes:
         """Show what the adapted model says of the list, or what the served one does."""
-        if session.adaptation is None:
-            return self._list(session)
-        self._use(session, adapted)
-        return {**self._list(session), **self._cell(session)}
+        error = ""
+        try:
+            if session.adaptation is not None:
+                self._use(session, adapted)
+        except Busy:
+            error = BUSY
+        said = {ADAPTATION: self._adaptation(session, error)}  # the choice stays beside the error
+        return {**self._list(session), **self._cell(session), **said}
 
     def _use(self, session: Session, adapted: bool) -> None:
         adaptation = session.adaptation
@@ -384,10 +392,8 @@ class Events:
 
     def adapted_file(self, key: str) -> Path | None:
         """Return the adapted model's file of a session; None if there is none."""
-        try:
-            adaptation = self.sessions.of(key).adaptation
-        except (Gone, ValueError):
-            return None
+        session = self.sessions.there(key)
+        adaptation = session.adaptation if session is not None else None
         return adaptation.path if adaptation is not None and adaptation.path.is_file() else None
 
     # --- reading blind -------------------------------------------------------------------------------

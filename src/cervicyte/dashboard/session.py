@@ -153,8 +153,15 @@ class Sessions:
                 session = self._sessions[key] = Session.of(self._class_names)
             session.used, session.left = self._clock(), None
             if len(self._sessions) > MAX_SESSIONS:
-                self._forget(self._by_use()[0], NEEDED)
+                others = [one for one in self._by_use() if one != key]
+                # Those first that lose nothing: a page that was only loaded takes no cells from others.
+                self._forget(min(others, key=lambda one: not self._sessions[one].is_empty), NEEDED)
             return session
+
+    def there(self, key: str) -> Session | None:
+        """Return the session of a key if there is one; begins none, and says nobody's reason."""
+        with self._changing:
+            return self._sessions.get(key)
 
     def leave(self, page: str) -> None:
         """Note that a page was left; its session is kept for a while."""

@@ -84,7 +84,7 @@ class Worklist:
     @property
     def room(self) -> int:
         """Images that may still come in."""
-        return MAX_CELLS - len(self.entries)
+        return max(0, MAX_CELLS - len(self.entries))  # what was left out has its row, too
 
     def abnormal(self, prediction: Prediction) -> float | None:
         """Return the probability that a cell is of an abnormal class; None if it is not known which are."""
