@@ -188,6 +188,18 @@ def test_of_several_seeds_tests_are_counted_and_cells_are_cells():
     assert "woo2018cbam" not in text
 
 
+def test_the_draft_of_folds_whose_last_stage_learnt_says_from_which_network(tmp_path):
+    source = FOLDS["model/group"]
+    summary = json.loads((source / "cross_validation.json").read_text())
+    summary["recipe"] |= {"classifier": "last_stage", "parent": "shipped"}
+    summary["context"]["model"] |= {"kind": "fine-tuned last stage", "started_from": "cervicyte.safetensors"}
+    (tmp_path / "cross_validation.json").write_text(json.dumps(summary))
+    (tmp_path / "predictions.csv").write_bytes((source / "predictions.csv").read_bytes())
+    facts = facts_of_run(pooled(tmp_path, 20))
+    assert facts["initialisation"] == "From another model's weights, `cervicyte.safetensors`."
+    assert facts["technology"].startswith("Deep learning")
+
+
 def test_the_command_takes_the_folder_of_a_cross_validation(tmp_path):
     shutil.copytree(FOLDS["model/group"], tmp_path / "folds")
     told = CliRunner().invoke(app, ["report", str(tmp_path / "folds"), "--checklist", "tripod-ai"])
