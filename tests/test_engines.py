@@ -224,8 +224,10 @@ def test_what_there_is_not_is_refused_by_name(model, name, precision, said):
 
 def test_an_engine_whose_package_is_missing_says_how_to_install_it(model, monkeypatch):
     monkeypatch.setattr(Engine, "installed", classmethod(lambda engine: engine.name == "torch"))
-    with pytest.raises(UsageError, match=r"needs the package openvino; .*cervicyte\[fast\]"):
+    with pytest.raises(UsageError, match=r"needs the package openvino; .*pip install cervicyte\.$"):
         choice.engine_for(model, "openvino")
+    with pytest.raises(UsageError, match=r"needs the package onnxruntime; .*cervicyte\[fast\]"):
+        choice.engine_for(model, "onnx")
     assert choice.engine_for(model, "auto").name == "torch"
 
 

@@ -19,7 +19,7 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 
 DEFAULT_RUN = Path("cbam_resnet50_cervical")
 OF_TORCH = {"torch", "torchvision", "accelerate", "cleanlab"}
-"""What an installation for answering alone, `cervicyte[light]`, leaves out."""
+"""What an installation for answering alone, without the extra `train`, leaves out."""
 
 
 class PlainErrors(TyperGroup):

@@ -102,7 +102,7 @@ def engine_for(
     if not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
         raise UsageError(
             "Nothing that computes a network is installed; install torch with: pip install "
-            "'cervicyte[train]', or OpenVINO with: pip install 'cervicyte[light]'."
+            "'cervicyte[train]', or OpenVINO with: pip install cervicyte."
         )
     hint = refused if frozen else " Choose --engine torch in float32."
     raise UsageError(f"No engine here is right in {precision}.{hint}")

@@ -22,7 +22,6 @@ from cervicyte.network.graph import INPUT, OUTPUTS, Output
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 INT8 = "int8"  # of a graph that was exported so; no engine makes it of another
-INSTALL = "install it with: pip install 'cervicyte[fast]'"
 
 
 class Engine(ABC):
@@ -31,6 +30,7 @@ class Engine(ABC):
     Attributes:
         name: as the command line has it.
         package: that it needs.
+        install: what pip is asked for to have it; `cervicyte` alone brings most.
         precisions: that it has.
         reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
@@ -38,6 +38,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     package: ClassVar[str]
+    install: ClassVar[str] = "cervicyte"
     precisions: ClassVar[tuple[Precision, ...]]
     reads: ClassVar[tuple[str, ...]] = ()
     precision: str
@@ -61,7 +62,10 @@ class Engine(ABC):
         if precision not in cls.precisions:
             raise UsageError(f"The engine {cls.name} has no {precision}; choose another with --engine.")
         if not cls.installed():
-            raise UsageError(f"The engine {cls.name} needs the package {cls.package}; {INSTALL}.")
+            raise UsageError(
+                f"The engine {cls.name} needs the package {cls.package}; install it with: pip install "
+                f"{cls.install}."
+            )
 
 
 class OnnxEngine(Engine):
@@ -69,6 +73,7 @@ class OnnxEngine(Engine):
 
     name = "onnx"
     package = "onnxruntime"
+    install = "'cervicyte[fast]'"
     precisions = ("float32",)
     reads = (".onnx",)
 

@@ -319,14 +319,12 @@ def _about_of_onnx(path: Path) -> str | None:
             return found
     except Exception as error:  # protobuf's, or onnxruntime's, which have no common base
         raise ModelFileError(f"{path}: is no ONNX graph, or damaged; export it anew.") from error
-    raise UsageError(f"{path}: needs the package onnx; install it with: pip install 'cervicyte[light]'.")
+    raise UsageError(f"{path}: needs the package onnx; install it with: pip install cervicyte.")
 
 
 def _about_of_openvino(path: Path) -> str | None:
     if util.find_spec("openvino") is None:
-        raise UsageError(
-            f"{path}: needs the package openvino; install it with: pip install 'cervicyte[light]'."
-        )
+        raise UsageError(f"{path}: needs the package openvino; install it with: pip install cervicyte.")
     import openvino
 
     try:

@@ -64,7 +64,7 @@ def onnx_graph(state: Mapping[str, np.ndarray], preprocessing: Preprocessing) ->
         from onnx import TensorProto, helper
     except ImportError as error:
         raise UsageError(
-            "The package onnx is needed for this; install it with: pip install 'cervicyte[fast]'."
+            "The package onnx is needed for this; install it with: pip install cervicyte."
         ) from error
     builder = _Builder(state)
     size, side = preprocessing.image_size, cells_along(preprocessing.image_size)
