@@ -338,7 +338,10 @@ def all_cells_lines(found: dict[str, Any] | None) -> list[str]:
         "The model that ships was trained on the cells of SIPaKMeD, so that nothing of its accuracy can be "
         "read from them here; how good it is on cells that it has not seen stands in the "
         "[results](results/README.md). Herlev's cells are another laboratory's, see "
-        "[other laboratories](elsewhere.md).",
+        "[other laboratories](elsewhere.md). "
+        # Files without the rate are from before it was 5 %.
+        f"`unlike_training` was then said of {found.get('unlike_rate', 0.02):.0%} of the training "
+        "laboratory's cells, see [unlike training](unlike_training.md).",
         "",
         origin(found),
         "",

@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from cervicyte.evaluation.familiarity import UNLIKE_RATE
 from cervicyte.inference.engines import thread_count
 from cervicyte.provenance import provenance, write_json
 
@@ -71,6 +72,7 @@ def main() -> None:
         "load_average_1_min": load,
         "engine": about["engine"],
         "weights_sha256": about["weights_sha256"],
+        "unlike_rate": UNLIKE_RATE,
         "folders": summary(table, arguments.folders),
         "notes": about["notes"],
     }
