@@ -282,6 +282,17 @@ def test_a_page_that_is_loaded_again_has_its_cells_and_a_new_one_has_none(page, 
     assert page.failures == []
 
 
+def test_a_page_whose_cells_are_gone_when_it_is_loaded_again_says_why(page):
+    # As a tab that had cells finds it after the server was started anew.
+    page.add_init_script(
+        f"sessionStorage.setItem('cervicyte-key', '{'c' * 64}');"
+        "sessionStorage.setItem('cervicyte-cells', 'yes');"
+    )
+    page.reload()
+    page.wait_for_selector("#answer:has-text('The server was started anew')")
+    assert page.failures == []
+
+
 def test_a_model_is_adapted_to_a_list_used_for_it_and_saved(page, tmp_path):
     with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
         for number in range(64):

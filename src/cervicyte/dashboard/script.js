@@ -20,7 +20,8 @@
   const key = kept("cervicyte-key") || [...words].map((word) => word.toString(16).padStart(8, "0")).join("");
   kept("cervicyte-key", key);
   page.key = () => key;
-  page.hadCells = () => kept("cervicyte-cells") === "yes";
+  const had = kept("cervicyte-cells") === "yes"; // now: the page is empty at first, which is kept, too
+  page.hadCells = () => had;
 
   // One question at a time: of those asked meanwhile only the last is wanted, and every answer has a new stamp.
   const LONGEST = 20000; // milliseconds, after which an answer is not waited for
