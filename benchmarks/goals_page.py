@@ -195,7 +195,7 @@ def flags(folder: Path) -> Iterable[str]:
         used = one["home"] == content["used"]
         yield row(
             f"shipped model, never trained on: flagged where {100 * one['home']:.0f} % of home cells are"
-            + (", as the program does" if used else ""),
+            + (", as the program does: chosen with these figures in view" if used else ""),
             "≥ 90 %" if used else "stated",
             text(one["foreign"]),
             one["foreign"]["value"] >= 0.90 if used else None,
@@ -276,7 +276,8 @@ def page(results: Path = RESULTS) -> str:
             f"\nOf {shipped['cells']:,} drawn cells (seed {drawn['seed']}), of which it never saw one, the "
             f"shipped model calls {100 * shipped['recognised']:.1f} % what they were drawn as (aim 80 %), "
             f"and a fold's network {others}; {100 * shipped['flagged']:.1f} % are flagged as unlike the "
-            f"training cells. `{drawn['provenance']['command']}`.\n"
+            f"training cells, as commit {drawn['provenance']['commit']} flags. "
+            f"`{drawn['provenance']['command']}`.\n"
         )
     return f"""# The shipped model: goal against reached
 
