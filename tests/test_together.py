@@ -190,6 +190,8 @@ def test_a_finished_run_is_gone_on_with_only_as_it_was(left_out, data):
     assert (left_out / "together.json").read_bytes() == before
     other = cervicyte("train-together", *named, *sides, "--out", left_out, "--resume")
     assert "with other data sets" in error_of(other)
+    apart = ("--leave-out", "own", "--split-seed", "5", "--out", left_out, "--resume")
+    assert "began with another split" in error_of(cervicyte("train-together", *named, *sides, *apart))
     anew = cervicyte("train-together", *named, *sides, "--out", left_out)
     assert "holds a finished run" in error_of(anew)
 

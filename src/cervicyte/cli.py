@@ -130,6 +130,7 @@ HeadName = Annotated[
     str | None,
     typer.Option("--head", help="Of a model trained on several data sets: the one whose classes to take."),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run left there.")]
 
 
@@ -216,7 +217,7 @@ def train(
     allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Resume = False,
     force: Force = False,
 ) -> None:
     """Train on labelled cells, evaluate on those kept aside, and leave a run folder."""
@@ -279,7 +280,7 @@ def train_together(
     split_seed: SplitSeed = None,
     known_groups: KnownGroups = True,
     images: Pictures = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Resume = False,
     force: Force = False,
 ) -> None:
     """Train one network on several data sets: a head for each class list, and one normal/abnormal answer."""

@@ -95,6 +95,15 @@ class SplitChoice:
         split.attrs["allow_leak"] = self.allow_leak
         return split
 
+    def of_run(self, dataset: CellDataset, path: Path, resume: bool) -> pd.DataFrame:
+        """Return the split that a run which goes on has begun with, in the file `path`; else a new one."""
+        if not (resume and path.is_file()):
+            return self.made(dataset)
+        split = read_split(path)
+        self.check_same(split, path)
+        verify_contents(split, dataset)
+        return split
+
     def check_same(self, split: pd.DataFrame, path: Path) -> None:
         """Refuse a choice that differs from a split that a run has begun with."""
         differs = {key: value for key, value in self._stated().items() if split.attrs.get(key) != value}
@@ -168,19 +177,15 @@ def train_and_evaluate(
             _check_same_run(out, recipe, split_choice)
             progress.say(f"{out}: this run is finished; nothing is left to do.")
             return read_metrics(out)
-        _claim(out, resume=resume, force=force, read=(recipe.parent, recipe.backbone))
+        read = (recipe.parent, recipe.backbone)
+        claim(out, files_of_run(out), is_finished(out), resume=resume, force=force, read=read)
     processes.wait_for_everyone()
     resume = resume and not force
 
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         progress.say(f"Note: {warning}")
-    if resume and (out / SPLIT_NAME).is_file():
-        split = read_split(out / SPLIT_NAME)
-        split_choice.check_same(split, out / SPLIT_NAME)
-        verify_contents(split, dataset)
-    else:
-        split = split_choice.made(dataset)
+    split = split_choice.of_run(dataset, out / SPLIT_NAME, resume)
     cells = {part: cells_of(split, dataset, part) for part in PARTS}
     class_names = dataset.classes
     for part in PARTS:
@@ -197,7 +202,7 @@ def train_and_evaluate(
     )
     processes.wait_for_everyone()  # another may still be reading
     if processes.is_main_process and force:
-        _throw_away(out)
+        throw_away(files_of_run(out))
     # A run that goes on keeps what it began with, even if `train` then refuses another recipe.
     if processes.is_main_process and not (out / CHECKPOINT_NAME).exists():
         write_recipe(recipe, out / RECIPE_NAME)
@@ -313,23 +318,42 @@ def read_metrics(out: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path}: is damaged; evaluate anew with --force.") from error
 
 
-def _claim(out: Path, *, resume: bool = False, force: bool, read: Sequence[str | Path | None] = ()) -> None:
+def files_of_run(out: Path) -> list[Path]:
+    """Return all that a run may have in its folder, whether it is there or not."""
+    return [out / name for name in RUN_FILES]
+
+
+def claim(
+    out: Path,
+    own: Sequence[Path],
+    finished: bool,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    read: Sequence[str | Path | None] = (),
+) -> None:
     """Make sure that `out` can take a run, and that no earlier work in it is lost unasked.
 
-    What `force` replaces stays until `_throw_away`: a mistake in what is named beside it costs nothing.
+    What `force` replaces stays until `throw_away`: a mistake in what is named beside it costs nothing.
 
     Args:
         out: the run folder; made, if it is not there.
+        own: all files that a run may have in it.
+        finished: whether a run in it is.
         resume, force: see `train_and_evaluate`.
         read: files that are still needed when the earlier run is thrown away.
+
+    Raises:
+        RunFolderError: it holds a run, and neither `resume` nor `force` is given, or `force` would throw away
+            what is to be read.
     """
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out}: is a file; choose a folder with --out.")
-    there = [out / name for name in RUN_FILES if (out / name).exists()]
+    there = [path for path in own if path.exists()]
     if there and force:
-        refuse_to_throw_away(there, read)
+        _refuse_to_throw_away(there, read)
     elif there and not resume:
-        if is_finished(out):
+        if finished:
             raise RunFolderError(
                 f"{out}: holds a finished run; choose another folder with --out, or replace it with --force."
             )
@@ -339,12 +363,7 @@ def _claim(out: Path, *, resume: bool = False, force: bool, read: Sequence[str |
     out.mkdir(parents=True, exist_ok=True)
 
 
-def refuse_to_throw_away(files: Sequence[Path], read: Sequence[str | Path | None]) -> None:
-    """Refuse to replace, of an earlier run, what is still to be read.
-
-    Raises:
-        RunFolderError: one of the existing `files` is one of those in `read`; others there need not exist.
-    """
+def _refuse_to_throw_away(files: Sequence[Path], read: Sequence[str | Path | None]) -> None:
     for path in (Path(one) for one in read if one is not None):
         for file in files:
             if path.exists() and path.samefile(file):
@@ -354,10 +373,10 @@ def refuse_to_throw_away(files: Sequence[Path], read: Sequence[str | Path | None
                 )
 
 
-def _throw_away(out: Path) -> None:
+def throw_away(own: Sequence[Path]) -> None:
     """Remove what an earlier run left, once nothing that is read can be wrong any more."""
-    for name in RUN_FILES:
-        (out / name).unlink(missing_ok=True)
+    for path in own:
+        path.unlink(missing_ok=True)
 
 
 # --- evaluation of a model file ----------------------------------------------------------------
@@ -398,7 +417,7 @@ def evaluate_model(
         SplitError: cells were seen in training.
     """
     model = load_with_head(model_path, head)
-    _claim(out, force=force, read=(model_path, split_file))
+    claim(out, files_of_run(out), is_finished(out), force=force, read=(model_path, split_file))
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         progress.say(f"Note: {warning}")
@@ -416,7 +435,7 @@ def evaluate_model(
     if unknown := note_on_unknown_training(model):
         caveats.insert(0, unknown)
     if force:
-        _throw_away(out)
+        throw_away(files_of_run(out))
     opened = None
     if split_file is not None and (leak := leak_of(split)):
         caveats.insert(0, leak)
@@ -540,7 +559,7 @@ def probe(
 ) -> dict[str, Any]:
     """Evaluate logistic regression on frozen features over a split; see `linear_probe`."""
     preprocessing = preprocessing or Preprocessing()
-    _claim(out, force=force)
+    claim(out, files_of_run(out), is_finished(out), force=force)
     dataset = read_dataset(data, known_groups)
     split = split_choice.made(dataset)
     cells = {part: cells_of(split, dataset, part) for part in PARTS}
@@ -548,7 +567,7 @@ def probe(
     parts = [part for part in PARTS for _ in cells[part]]
     features = frozen_features(everything, backbone, preprocessing, progress)
     if force:
-        _throw_away(out)
+        throw_away(files_of_run(out))
     write_split(split, out / SPLIT_NAME)
     probe_of = f"linear probe, {Path(backbone).name}, {preprocessing.fingerprint()}"
     ledger_of = split_choice.file or out / SPLIT_NAME

@@ -31,7 +31,6 @@ from cervicyte.datasets.splits import (
     leak_of,
     read_split,
     split_hash,
-    verify_contents,
     write_split,
 )
 from cervicyte.errors import DatasetError, RunFolderError, SplitError, UsageError
@@ -45,16 +44,17 @@ from cervicyte.evaluation.predictions import logistic
 from cervicyte.evaluation.report import write_evaluation
 from cervicyte.evaluation.run import (
     RECIPE_NAME,
-    RUN_FILES,
     SPLIT_NAME,
     SplitChoice,
     caveats_of,
+    claim,
     facts_of_model,
     facts_of_split,
+    files_of_run,
     labelled_images,
     picture_reader,
-    refuse_to_throw_away,
     seen_cells,
+    throw_away,
 )
 from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import write_table
@@ -161,13 +161,11 @@ def train_together(
     if len(paths) < 2:
         raise UsageError("Name two data sets or more; `cervicyte train` is for one.")
     trained_names = [name for name in paths if name != leave_out]
+    own, choice = _own_files(out, list(paths)), split_choice or SplitChoice()
     if resume and _is_finished(out):
-        return _finished(out, recipe, trained_names, leave_out, progress)
+        return _finished(out, recipe, trained_names, leave_out, choice, progress)
     if main:
-        _claim(out, list(paths), resume=resume, force=force)
-        if force:
-            own = [path for path in _own_files(out, list(paths)) if path.exists()]
-            refuse_to_throw_away(own, [recipe.backbone])
+        claim(out, own, _is_finished(out), resume=resume, force=force, read=[recipe.backbone])
     PartialState().wait_for_everyone()
     resume = resume and not force
 
@@ -182,7 +180,6 @@ def train_together(
     for note in notes:
         progress.say(f"Note: {note}")
     _check_sides(trained, left_out)
-    choice = split_choice or SplitChoice()
     splits = {one.name: _split_of(one, out / one.name / SPLIT_NAME, choice, resume) for one in trained}
     refuse_shared_cells(splits, left_out)
     cells = {
@@ -207,8 +204,7 @@ def train_together(
     }
     PartialState().wait_for_everyone()  # another may still be reading
     if main and force:
-        for path in _own_files(out, list(paths)):
-            path.unlink(missing_ok=True)
+        throw_away(own)
     if main and not (out / CHECKPOINT_NAME).exists():
         write_recipe(recipe, out / RECIPE_NAME)
         for name, split in splits.items():
@@ -404,13 +400,8 @@ def refuse_shared_cells(splits: Mapping[str, pd.DataFrame], left_out: Named | No
 
 
 def _split_of(one: Named, path: Path, choice: SplitChoice, resume: bool) -> pd.DataFrame:
-    if resume and path.is_file():
-        split = read_split(path)
-        choice.check_same(split, path)
-        verify_contents(split, one.data)
-        return split
     try:
-        return choice.made(one.data)
+        return choice.of_run(one.data, path, resume)
     except SplitError as error:
         raise SplitError(f"{one.name}: {error}") from error
 
@@ -550,9 +541,14 @@ def _is_finished(out: Path) -> bool:
 
 
 def _finished(
-    out: Path, recipe: Recipe, names: Sequence[str], left_out: str | None, progress: Progress
+    out: Path,
+    recipe: Recipe,
+    names: Sequence[str],
+    left_out: str | None,
+    choice: SplitChoice,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Return the figures of a finished run, unless they are of another recipe or of other data sets."""
+    """Return the figures of a finished run, unless they are of another recipe, split or other data sets."""
     try:
         content = dict(json.loads((out / SUMMARY_NAME).read_text(encoding="utf-8")))
         begun = list(content["data_sets"]), (content["left_out"] or {}).get("name")
@@ -565,27 +561,20 @@ def _finished(
             f"{out}: this run is finished, with {what}; choose another folder with --out, or start anew with "
             "--force."
         )
+    for path in (out / name / SPLIT_NAME for name in names):
+        if path.is_file():
+            choice.check_same(read_split(path), path)
     progress.say(f"{out}: this run is finished; nothing is left to do.")
     return content
 
 
-def _claim(out: Path, names: Sequence[str], *, resume: bool, force: bool) -> None:
-    """Make sure that `out` can take a run; what `force` replaces stays until all that is read is right."""
-    if out.exists() and not out.is_dir():
-        raise RunFolderError(f"{out}: is a file; choose a folder with --out.")
-    if any(path.exists() for path in _own_files(out, names)) and not (resume or force):
-        state = "a finished" if _is_finished(out) else "an unfinished"
-        raise RunFolderError(
-            f"{out}: holds {state} run; go on with --resume, choose another folder with --out, or start anew "
-            "with --force."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-
-
 def _own_files(out: Path, names: Sequence[str]) -> list[Path]:
     """Return all that a run of these data sets may have in its folder."""
-    own = [out / name for name in (*RUN_FILES, SUMMARY_NAME, PAGE_NAME, LEFT_OUT_NAME)]
-    return own + [out / folder / name for folder in names for name in RUN_FILES]
+    of_all = [out / name for name in (SUMMARY_NAME, PAGE_NAME, LEFT_OUT_NAME)]
+    return [
+        *of_all,
+        *(path for folder in (out, *(out / name for name in names)) for path in files_of_run(folder)),
+    ]
 
 
 def _list(names: Any) -> str:
