@@ -51,6 +51,15 @@ SETTINGS = AuditSettings(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Gradients are sums, and several threads add them up in another order each time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("audit") / "synthetic", 7, 3)

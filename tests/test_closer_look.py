@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
+from cervicyte.cli import app
 from cervicyte.datasets.inspection import FILES, LABEL_ERRORS_FILE, inspect_dataset
 from cervicyte.datasets.inspection_page import TITLES
 from cervicyte.datasets.layouts import read_dataset
@@ -43,7 +45,10 @@ from cervicyte.evaluation.shortcuts import (
 )
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.statistics import STATISTICS
+from cervicyte.network.model_file import ModelFile, save_model
+from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import SILENT
+from cervicyte.provenance import sha256_of_file
 
 LABELS = ("Dyskeratotic", "Parabasal", "Superficial-Intermediate")
 SMALL = Preprocessing(image_size=48, canvas_size=48)
@@ -295,6 +300,26 @@ def test_an_interrupted_look_goes_on_with_the_next_file_of_features(tmp_path, mo
     )
     assert look()[:, 0].tolist() == [1, 1, 1, 2, 2, 2, 9]
     assert computed == [[cell.name for cell in cells[:3]], [cell.name for cell in cells[3:6]]]
+
+
+def test_weights_that_were_trained_on_the_cells_are_refused_unless_allowed_and_then_named(tmp_path):
+    data, out = write_cells(tmp_path / "data", border=False), tmp_path / "out"
+    cells = read_dataset(data).cells
+    seen = {"sha256": [sha256_of_file(cell.path) for cell in cells[:3]], "groups": []}
+    model = ModelFile(CBAMResNet50(2, "none").eval(), ("a", "b"), SMALL, 1, 0.5, {"seen": seen})
+    save_model(tmp_path / "model.pth", model)
+    command = ["inspect", str(data), "--out", str(out), "--label-errors"]
+    command += ["--backbone", str(tmp_path / "model.pth")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "3 of 24 cells, first" in refused.output
+    assert "look with other weights, or say --allow-seen" in refused.output
+    allowed = CliRunner().invoke(app, [*command, "--allow-seen"])
+    assert allowed.exit_code == 1
+    content = json.loads((out / "inspection.json").read_text())
+    (found,) = (one for one in content["findings"] if one["kind"] == "seen-in-training")
+    assert sorted(found["paths"]) == sorted(cell.name for cell in cells[:3])
+    assert "3 of 24 cells took part in training" in (out / "inspection.html").read_text()
 
 
 def test_classes_in_too_few_groups_are_said_not_judged(tmp_path):

@@ -160,6 +160,9 @@ def inspect(
         bool, typer.Option("--shortcuts", help="Look for what predicts the class besides the cell.")
     ] = False,
     backbone: Annotated[str, typer.Option(help="The frozen weights: imagenet or a file.")] = "imagenet",
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Look even with weights that were trained on these cells.")
+    ] = False,
     known_groups: KnownGroups = True,
 ) -> None:
     """Look for twins, traps and outliers among the cells; status 1 if there are findings."""
@@ -173,7 +176,12 @@ def inspect(
         from cervicyte.evaluation.closer_look import closer_look
 
         look_closer = closer_look(
-            out, label_errors=label_errors, shortcuts=shortcuts, backbone=backbone, progress=progress
+            out,
+            label_errors=label_errors,
+            shortcuts=shortcuts,
+            backbone=backbone,
+            allow_seen=allow_seen,
+            progress=progress,
         )
     inspection = inspect_dataset(
         data,

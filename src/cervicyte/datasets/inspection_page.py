@@ -48,6 +48,7 @@ TITLES = {
     "label-conflicts": "Label conflicts",
     "label-errors": "Likely label errors",
     "shortcuts": "Shortcuts",
+    "seen-in-training": "Seen in training",
 }
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from cervicyte.datasets.inspection import LABEL_ERRORS_FILE
-from cervicyte.datasets.inspection_findings import Addition, Inspection
+from cervicyte.datasets.inspection_findings import Addition, Finding, Inspection
 from cervicyte.datasets.layouts import Cell
+from cervicyte.errors import ModelFileError
 from cervicyte.evaluation.cross_validation import cached_features, features_key
 from cervicyte.evaluation.label_errors import label_error_addition
 from cervicyte.evaluation.out_of_fold import (
@@ -22,6 +23,7 @@ from cervicyte.evaluation.out_of_fold import (
     fitted_probe,
     out_of_fold_probabilities,
 )
+from cervicyte.evaluation.seen import refuse_seen
 from cervicyte.evaluation.shortcuts import (
     BACKGROUND,
     WHOLE,
@@ -32,6 +34,7 @@ from cervicyte.evaluation.shortcuts import (
 )
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.network.model_file import load_model_file
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import sha256_of_file
 
@@ -46,6 +49,7 @@ def closer_look(
     shortcuts: bool,
     backbone: str = "imagenet",
     preprocessing: Preprocessing | None = None,
+    allow_seen: bool = False,
     progress: Progress = SILENT,
 ) -> Callable[[Inspection], Addition]:
     """Return what `inspect_dataset` asks for findings that need a network.
@@ -56,9 +60,11 @@ def closer_look(
         shortcuts: look for what predicts the class besides the cell.
         backbone: see `load_backbone`.
         preprocessing: of the crops; the default unless given.
+        allow_seen: look even if the weights were trained on some of the cells; a finding then says so.
         progress: is told of every step.
 
     Raises (when called):
+        SplitError: the weights are of a model that was trained on some of the cells.
         WeightsError: the weights cannot be read.
     """
     preprocessing = preprocessing or Preprocessing()
@@ -83,8 +89,9 @@ def closer_look(
             features = _features(cells, contents, backbone, seen, kept, name, progress)
             return out_of_fold_probabilities(features, targets, groups, len(class_names), fitted_probe)
 
+        seen_before = _seen_by(backbone, cells, inspection.dataset.root, allow_seen)
         whole = probe_of(preprocessing, WHOLE)
-        added = Addition(content={"classes_in_too_few_groups": left_out})
+        added = Addition(seen_before, content={"classes_in_too_few_groups": left_out})
         if label_errors:
             addition, doubted = label_error_addition(inspection, table, whole, class_names)
             write_table(doubted, Path(out) / LABEL_ERRORS_FILE)
@@ -100,6 +107,25 @@ def closer_look(
         return added
 
     return look
+
+
+def _seen_by(backbone: str, cells: Sequence[Cell], data: Path, allow_seen: bool) -> list[Finding]:
+    """Return what is to be said of cells that trained the weights; unless allowed, they are refused."""
+    if not Path(backbone).is_file():
+        return []
+    try:
+        model = load_model_file(Path(backbone))
+    except ModelFileError:  # weights alone, which know no cell of a laboratory
+        return []
+    remedy = "look with other weights, or say --allow-seen"
+    seen = refuse_seen(model, cells, data, allow_seen, remedy)
+    if not seen:
+        return []
+    text = (
+        f"{len(seen):,} of {len(cells):,} cells took part in training the network that looks, or show the "
+        "same place as one that did: it has learnt their labels, right or wrong."
+    )
+    return [Finding("seen-in-training", text, tuple(cell.name for cell in seen))]
 
 
 def _features(

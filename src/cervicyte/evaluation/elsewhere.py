@@ -26,7 +26,7 @@ from cervicyte.evaluation.answers import UNLIKE, answered_cells
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.prediction_sets import SEPARATOR
-from cervicyte.evaluation.seen import NOT_PATIENTS, refuse_seen
+from cervicyte.evaluation.seen import NOT_PATIENTS, OTHER_CELLS, refuse_seen
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.reader import read_image
 from cervicyte.metrics import Statistic
@@ -90,7 +90,7 @@ def elsewhere(
     for path in models:
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
         check_groupings(model.class_names, path)
-        refuse_seen(model, dataset.cells, data, False, "take other cells, or")
+        refuse_seen(model, dataset.cells, data, False, OTHER_CELLS)
         table = answered_cells(model, dataset.cells, None, progress, path.name)
         table.insert(0, "model", path.name)
         tables.append(table)

@@ -40,7 +40,7 @@ from cervicyte.evaluation.last_stage import (
     turned_activations,
 )
 from cervicyte.evaluation.predictions import softmax
-from cervicyte.evaluation.seen import NOT_PATIENTS, refuse_seen
+from cervicyte.evaluation.seen import NOT_PATIENTS, OTHER_CELLS, refuse_seen
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.reader import read_image
 from cervicyte.metrics import Estimate
@@ -172,7 +172,7 @@ def learning_curve(
     dataset = read_dataset(data)
     check_groupings(dataset.classes, data)
     model = load_model_file(model_path)
-    refuse_seen(model, dataset.cells, data, False, "take other cells, or")
+    refuse_seen(model, dataset.cells, data, False, OTHER_CELLS)
     class_names = tuple(dataset.classes)
     index_of = {name: index for index, name in enumerate(class_names)}
     truth = np.array([index_of[cell.label] for cell in dataset.cells])

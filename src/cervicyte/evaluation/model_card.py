@@ -111,8 +111,8 @@ def _data(model: Described, about: Metadata) -> Iterable[str]:
         yield about.leak or "No group stands in more than one part."
     yield note_on_unknown_training(model) or (
         f"The file carries the hashes of {len(about.seen.sha256):,} cells that trained it or chose its "
-        f"epoch, and {len(about.seen.groups):,} known groups of theirs: `evaluate` and `audit` refuse such "
-        "cells unless `--allow-seen` is given."
+        f"epoch, and {len(about.seen.groups):,} known groups of theirs: `evaluate`, `audit` and `inspect` "
+        "refuse such cells unless `--allow-seen` is given."
     )
     caveats = about.caveats or [NOT_PATIENTS]
     yield "\n".join(f"- {caveat}" for caveat in caveats if caveat != about.leak)

@@ -37,7 +37,13 @@ from cervicyte.evaluation.frozen_network import fit_classifier
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
-from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training, refuse_seen, seen_of
+from cervicyte.evaluation.seen import (
+    NOT_PATIENTS,
+    note_on_unknown_training,
+    refuse_seen,
+    remedy_by_split,
+    seen_of,
+)
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.heads import load_with_head
@@ -429,7 +435,7 @@ def evaluate_model(
     else:
         cells = dataset.cells
     true_classes = mapped_classes(cells, model.class_names, class_map or {}, data)
-    seen = refuse_seen(model, cells, data, allow_seen, "evaluate")
+    seen = refuse_seen(model, cells, data, allow_seen, remedy_by_split("evaluate"))
     seen_caveat = f"{len(seen)} of {len(cells)} cells were seen in training: the figures flatter."
     caveats = [seen_caveat, NOT_PATIENTS] if seen else [NOT_PATIENTS]
     if unknown := note_on_unknown_training(model):

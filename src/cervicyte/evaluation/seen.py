@@ -25,8 +25,17 @@ def seen_of(model: Described, cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.group in groups or sha256_of_file(cell.path) in contents]
 
 
+OTHER_CELLS = "take other cells"
+"""The remedy where nothing lets cells through that were seen."""
+
+
+def remedy_by_split(verb: str) -> str:
+    """Return the remedy where a split's test part may be taken, or seen cells be let through by name."""
+    return f"{verb} the run's test part with --split RUN/split.csv, or say --allow-seen"
+
+
 def refuse_seen(
-    model: Described, cells: Sequence[Cell], data: Path, allow_seen: bool, verb: str
+    model: Described, cells: Sequence[Cell], data: Path, allow_seen: bool, remedy: str
 ) -> list[Cell]:
     """Return the cells that the model saw in training; there are none unless they are allowed by name.
 
@@ -34,7 +43,7 @@ def refuse_seen(
         model: says what it has seen.
         cells: of `data`, which the error names.
         allow_seen: let them through; every artefact must then say that they were seen.
-        verb: what was to be done with the cells, for the remedy.
+        remedy: what to do instead, without a full stop.
 
     Raises:
         SplitError: cells were seen, and `allow_seen` is not given.
@@ -43,8 +52,7 @@ def refuse_seen(
     if seen and not allow_seen:
         raise SplitError(
             f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
-            f"training or show the same place as one that did; {verb} the run's test part with "
-            "--split RUN/split.csv, or say --allow-seen."
+            f"training or show the same place as one that did; {remedy}."
         )
     return seen
 

@@ -17,7 +17,7 @@ from cervicyte.datasets.splits import cells_of, read_split, split_hash, verify_c
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.run import facts_of_model, mapped_classes
-from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training, refuse_seen
+from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training, refuse_seen, remedy_by_split
 from cervicyte.explanation import cam
 from cervicyte.explanation.audit_cells import (
     ANOTHER_CELL,
@@ -100,7 +100,7 @@ def audit_model(
         split = read_split(split_file)
         verify_contents(split, dataset)
         candidates = cells_of(split, dataset, part)
-    seen = refuse_seen(model, candidates, data, allow_seen, "audit")
+    seen = refuse_seen(model, candidates, data, allow_seen, remedy_by_split("audit"))
     chosen = stratified(candidates, settings.cells, settings.seed)
     if not chosen:
         raise UsageError(f"{data}: has no cells to audit with; choose another part or data set.")

@@ -24,7 +24,7 @@ from cervicyte.datasets.layouts import read_dataset
 from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.evaluation.features import stage_activations
 from cervicyte.evaluation.predictions import BATCH
-from cervicyte.evaluation.seen import refuse_seen
+from cervicyte.evaluation.seen import OTHER_CELLS, refuse_seen
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference.choice import graph_of
@@ -226,7 +226,7 @@ def _read(model: ModelFile, names: Sequence[str], most: int) -> tuple[list[bytes
 def _read_held_out(model: ModelFile, data: Path) -> tuple[list[bytes], np.ndarray, np.ndarray]:
     """Return the contents, the preprocessed images and the classes of labelled cells not seen in training."""
     cells = read_dataset(data).cells
-    refuse_seen(model, cells, data, False, "measure on")
+    refuse_seen(model, cells, data, False, OTHER_CELLS)
     unknown = sorted({cell.label for cell in cells} - set(model.class_names))
     if unknown:
         raise UsageError(f"{data}: has the class {unknown[0]}, which the model does not have; take it out.")
