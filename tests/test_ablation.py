@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import PROJECT, draw_two_classes
 from sklearn.metrics import accuracy_score, log_loss
+from torchvision.models import resnet50
 
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.splits import make_split
 from cervicyte.errors import RecipeError, RunFolderError, UsageError
 from cervicyte.evaluation import ablation
-from cervicyte.evaluation.ablation import ablate, closed_test_part, judged_cells, read_plan
+from cervicyte.evaluation.ablation import JUDGED_NAME, ablate, closed_test_part, judged_cells, read_plan
+from cervicyte.evaluation.predictions import logits_of, softmax
+from cervicyte.evaluation.run import labelled_images
 from cervicyte.progress import Progress
+from cervicyte.training.loop import MODEL_NAME
+from cervicyte.training.soup import soup
 
 PLAN = """
 base:
@@ -115,7 +122,10 @@ def test_an_ablation_goes_on_and_says_what_was_not_run(cells, tmp_path):
         ablate(cells, tmp_path / "c", plan, progress=Stop())
     halfway = json.loads((tmp_path / "c" / "ablation.json").read_text())
     assert [one["run"] for one in halfway["variants"]] == [True, True, False]
-    assert "| slower | not run |" in (tmp_path / "c" / "ablation.md").read_text()
+    page = (tmp_path / "c" / "ablation.md").read_text()
+    assert "| slower | not run: `--only 'slower'` |" in page
+    assert "by `cervicyte ablate … --only" not in page
+    assert "with the option in its row" in page
     base = tmp_path / "c" / "base" / "inner_0" / "judged_predictions.csv"
     before = base.stat().st_mtime_ns
     content = ablate(cells, tmp_path / "c", plan)
@@ -208,3 +218,48 @@ def test_flips_ask_the_same_networks_for_eight_views_and_train_none(cells, tmp_p
     # Without networks to take over, they are trained.
     ablate(cells, tmp_path / "b", plan, only=["base", "flips"])
     assert len(trained) == 6
+
+
+def test_a_soup_is_judged_as_the_mean_of_its_seeds_networks(cells, tmp_path, monkeypatch):
+    backbone = tmp_path / "backbone.pth"
+    torch.manual_seed(5)
+    torch.save(resnet50().state_dict(), backbone)
+    text = PLAN.replace("backbone: none", f"backbone: {backbone}").replace(
+        "  slower: {learning_rate: 0.00001}", "  mixed: {soup: 2}"
+    )
+    plan = plan_of(tmp_path, text)
+    assert plan.recipes["mixed"] == plan.recipes["base"]
+    seeds = []
+    real = ablation.train
+
+    def noted(recipe, *rest, **options):
+        seeds.append(recipe.seed)
+        return real(recipe, *rest, **options)
+
+    monkeypatch.setattr(ablation, "train", noted)
+    content = ablate(cells, tmp_path / "a", plan, only=["base", "mixed"], keep_models=True)
+    assert seeds == [0, 0, 0, 1, 0, 1]
+    (row,) = (one for one in content["variants"] if one["name"] == "mixed")
+    assert row["run"]
+    base, mixed = (judged_cells(tmp_path / "a" / name, plan.judged) for name in ("base", "mixed"))
+    assert base is not None
+    assert mixed is not None
+    assert (base["confidence"] - mixed["confidence"]).abs().max() > 1e-6
+    folder = tmp_path / "a" / "mixed" / "inner_0"
+    mean = soup([folder / f"seed_{seed}" / MODEL_NAME for seed in (0, 1)])
+    judged = pd.read_csv(folder / JUDGED_NAME)
+    listed = {cell.name: cell for cell in read_dataset(cells).cells}
+    images = labelled_images([listed[path] for path in judged["path"]], mean.class_names, mean.preprocessing)
+    expected = softmax(logits_of(mean, images.images)).max(1)
+    np.testing.assert_allclose(judged["confidence"], expected, atol=1e-5)
+
+
+def test_a_soup_that_cannot_be_made_is_refused(tmp_path):
+    for change, sentence in (
+        ("{soup: 1}", "mixed: soup is a number of seeds, 2 or more"),
+        ("{soup: many}", "mixed: soup is a number of seeds, 2 or more"),
+        ("{soup: 3}", "mixed: a soup is of networks fine-tuned from the same weights; name these"),
+    ):
+        text = PLAN.replace("  slower: {learning_rate: 0.00001}", f"  mixed: {change}")
+        with pytest.raises(RecipeError, match=sentence):
+            plan_of(tmp_path, text)

@@ -41,9 +41,12 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
 from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, train
 from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
+from cervicyte.training.soup import soup
 from cervicyte.training.start import refuse_few_cells
 
 FLIPS = "test_time_flips"
+SOUP = "soup"
+NOT_OF_THE_RECIPE = (FLIPS, SOUP)
 BASE = "base"
 JUDGED_NAME = "judged_predictions.csv"
 ABOUT_NAME = "about.json"  # of one training; written last
@@ -64,6 +67,7 @@ class Plan:
         changes: name -> what differs from the base, dotted keys.
         outer_fold, outer_folds, seed: the split whose test part stays closed.
         flipped: names of variants whose networks are asked for all eight views of each cell.
+        soups: name -> of how many seeds' networks the weights are averaged (`training.soup`).
         inner_folds: into how many parts the rest is divided.
         judged: which of them are judged, each by a training of its own.
     """
@@ -71,6 +75,7 @@ class Plan:
     recipes: dict[str, Recipe]
     changes: dict[str, dict[str, Any]]
     flipped: frozenset[str] = frozenset()
+    soups: Mapping[str, int] = dataclasses.field(default_factory=dict)
     outer_folds: int = 5
     outer_fold: int = 0
     seed: int = 0
@@ -80,8 +85,9 @@ class Plan:
 
 def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     """Read a plan: YAML with `base` (a recipe), `variants` (name -> changes, dotted keys, or
-    `test_time_flips: true`, which asks networks differently and trains them alike) and, if the
-    defaults of `Plan` will not do, `outer_folds`, `outer_fold`, `seed`, `inner_folds`, `judged`.
+    `test_time_flips: true`, which asks networks differently and trains them alike, or `soup: N`, which
+    trains with N seeds and averages the weights) and, if the defaults of `Plan` will not do,
+    `outer_folds`, `outer_fold`, `seed`, `inner_folds`, `judged`.
 
     Args:
         path: the YAML file.
@@ -94,7 +100,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as a plan; check the path and the YAML.") from error
-    numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes", "flipped"}
+    numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes", "flipped", "soups"}
     if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
         raise RecipeError(f"{path}: a plan has `base`, a recipe, and `variants`, a list of `name: changes`.")
     unknown = sorted(set(content) - numbers - {"base", "variants"})
@@ -112,8 +118,9 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         changes[str(name)] = _flat(change or {})
     recipes = {}
     flipped = frozenset(name for name, change in changes.items() if change.get(FLIPS))
+    soups = {name: change[SOUP] for name, change in changes.items() if SOUP in change}
     for name, listed in changes.items():
-        change = {key: value for key, value in listed.items() if key != FLIPS}
+        change = {key: value for key, value in listed.items() if key not in NOT_OF_THE_RECIPE}
         try:
             # Of the judged cells nothing may be learnt, not even when to stop.
             recipes[name] = read_recipe(
@@ -121,9 +128,23 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             )
         except RecipeError as error:
             raise RecipeError(f"{path}, variant {name}: {error}") from error
+        _refuse_soup(path, name, soups.get(name), recipes[name])
     if len({_folder_name(name) for name in recipes}) < len(recipes):
         raise RecipeError(f"{path}: two variants' names differ in signs alone; name them apart.")
-    return Plan(recipes, changes, flipped, **stated)
+    return Plan(recipes, changes, flipped, soups, **stated)
+
+
+def _refuse_soup(path: Path, name: str, seeds: Any, recipe: Recipe) -> None:
+    """Refuse a soup that cannot be made."""
+    if seeds is None:
+        return
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
+        raise RecipeError(f"{path}, variant {name}: {SOUP} is a number of seeds, 2 or more.")
+    if recipe.backbone == "none":
+        raise RecipeError(
+            f"{path}, variant {name}: a {SOUP} is of networks fine-tuned from the same weights; "
+            "name these with --backbone."
+        )
 
 
 def ablate(
@@ -183,9 +204,8 @@ def ablate(
             folder = out / _folder_name(name) / f"inner_{fold}"
             if name in plan.flipped and not (folder / MODEL_NAME).is_file():
                 _take_over(recipe, plan, out, fold, folder)
-            _train_and_judge(
-                rest, split, recipe, folder, foreign, keep_models, name in plan.flipped, command, progress
-            )
+            variant = Variant(recipe, name in plan.flipped, plan.soups.get(name, 1))
+            _train_and_judge(rest, split, variant, folder, foreign, keep_models, command, progress)
         content = summary_of(out, plan, dataset, rest, outer_hash, command)
         write_table(_flat_table(content), out / "ablation.csv")
         write_text(out / "ablation.md", ablation_page(content))
@@ -196,6 +216,8 @@ def ablate(
 def _take_over(recipe: Recipe, plan: Plan, out: Path, fold: int, folder: Path) -> None:
     """Copy the network of a variant of the same recipe into `folder`, if one was kept; it is asked anew."""
     for name, other in plan.recipes.items():
+        if name in plan.soups:
+            continue
         there = out / _folder_name(name) / f"inner_{fold}"
         finished = (there / ABOUT_NAME).is_file() and (there / MODEL_NAME).is_file()
         if other == recipe and finished and there != folder and read_recipe(there / RECIPE_NAME) == recipe:
@@ -214,19 +236,27 @@ def closed_test_part(dataset: CellDataset, plan: Plan) -> tuple[CellDataset, str
     return dataclasses.replace(dataset, cells=cells), split_hash(outer)
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One variant: how it is trained, whether it is asked for eight views, of how many seeds it is a soup."""
+
+    recipe: Recipe
+    flips: bool = False
+    seeds: int = 1
+
+
 def _train_and_judge(
     dataset: CellDataset,
     split: pd.DataFrame,
-    recipe: Recipe,
+    variant: Variant,
     folder: Path,
     foreign: CellDataset | None,
     keep_models: bool,
-    flips: bool,
     command: str | None,
     progress: Progress,
 ) -> None:
     """Train on all inner folds but one, and keep what the network says of that one; once."""
-    begun = folder / RECIPE_NAME
+    recipe, begun = variant.recipe, folder / RECIPE_NAME
     if begun.is_file() and read_recipe(begun) != recipe:
         raise RunFolderError(f"{folder}: was begun with another recipe; choose another folder with --out.")
     if (folder / ABOUT_NAME).is_file():
@@ -238,28 +268,54 @@ def _train_and_judge(
         labelled_images(cells, dataset.classes, recipe.preprocessing, progress, part)
         for cells, part in ((shown, "training"), (judged, "judged"))
     )
-    if (folder / MODEL_NAME).is_file() and not (folder / CHECKPOINT_NAME).is_file():
-        history = pd.read_csv(folder / HISTORY_NAME)  # trained, or taken over
+
+    def trained(recipe: Recipe, folder: Path) -> float:
+        """Train one network, unless it is there; return the seconds that it took."""
+        if (folder / MODEL_NAME).is_file() and not (folder / CHECKPOINT_NAME).is_file():
+            history = pd.read_csv(folder / HISTORY_NAME)  # trained, or taken over
+        else:
+            origin = {"split": {"hash": split_hash(split)}}
+            history = train(
+                recipe,
+                training,
+                judging,
+                dataset.classes,
+                folder,
+                metadata=origin,
+                resume=True,
+                progress=progress,
+            )
+            (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        return float(history["seconds"].sum())
+
+    if variant.seeds == 1:
+        parts = [folder]
+        seconds = trained(recipe, folder)
+        model = load_model_file(folder / MODEL_NAME)
     else:
-        history = train(recipe, training, judging, dataset.classes, folder, resume=True, progress=progress)
-    model = load_model_file(folder / MODEL_NAME)
-    probabilities = softmax(logits_of(model, judging.images, progress, flips=flips))
+        parts = [folder / f"seed_{recipe.seed + at}" for at in range(variant.seeds)]
+        seconds = 0.0
+        for at, part in enumerate(parts):
+            progress.say(f"seed {recipe.seed + at}, network {at + 1} of {variant.seeds}")
+            seconds += trained(recipe.model_copy(update={"seed": recipe.seed + at}), part)
+        model = soup([part / MODEL_NAME for part in parts])
+    probabilities = softmax(logits_of(model, judging.images, progress, flips=variant.flips))
     labels = [cell.label for cell in judged]
     write_table(predictions_table(judged, labels, probabilities, dataset.classes), folder / JUDGED_NAME)
-    if foreign is not None and not flips:
+    if foreign is not None and not variant.flips:
         ask_elsewhere(model, foreign.cells, folder, progress)
     write_json(
         folder / ABOUT_NAME,
         {
             "split": split_hash(split),
-            "minutes": round(float(history["seconds"].sum()) / 60, 1),
+            "minutes": round(seconds / 60, 1),
             "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
             **provenance(command),
         },
     )
-    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
     if not keep_models:
-        (folder / MODEL_NAME).unlink()
+        for part in parts:
+            (part / MODEL_NAME).unlink()
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -426,7 +482,7 @@ was chosen on the judged cells.
 In brackets: 95 % intervals from {content["intervals"]["draws"]:,} bootstrap draws of whole groups; of \
 differences, the same draws for both. A lower negative log-likelihood is better. \
 {" ".join(content["caveats"])}
-{elsewhere}
+{_not_run(content)}{elsewhere}
 Command: `{origin["command"] or "called from Python"}`; commit {origin["commit"]}; {origin["machine"]}; \
 written {origin["written"][:10]}.
 """
@@ -434,7 +490,7 @@ written {origin["written"][:10]}.
 
 def _cells_of_row(variant: Mapping[str, Any]) -> list[str]:
     if not variant.get("figures"):
-        return ["not run", *[""] * 9]
+        return [f"not run: `--only '{variant['name']}'`", *[""] * 9]
     cells = []
     for name in TITLES:
         own, gained = variant["figures"][name], variant["differences"][name]
@@ -444,6 +500,16 @@ def _cells_of_row(variant: Mapping[str, Any]) -> list[str]:
         ]
     p_value = "" if variant["name"] == BASE else f"{variant['accuracy_p_value']['value']:.3f}"
     return [*cells, p_value, f"{variant['minutes']:.1f}"]
+
+
+def _not_run(content: Mapping[str, Any]) -> str:
+    """Return how to run what was not, if anything was not."""
+    if all(variant.get("figures") for variant in content["variants"]):
+        return ""
+    command = re.sub(r" --only ('[^']*'|\S+)", "", content["provenance"]["command"] or "cervicyte ablate …")
+    return f"""
+What was not run is trained, and written into this table, by `{command}` with the option in its row.
+"""
 
 
 def _elsewhere_part(variants: Sequence[Mapping[str, Any]]) -> str:
