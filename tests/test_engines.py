@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -123,6 +125,34 @@ def test_threads_share_an_engine(graph, images):
         together = list(threads.map(lambda at: engine.run(images[at % 4][np.newaxis]).logits, range(12)))
     for at, logits in enumerate(together):
         np.testing.assert_allclose(logits, alone[at % 4], atol=1e-5)
+
+
+CTRL_C = """
+import signal, sys, threading
+from pathlib import Path
+from cervicyte.inference.engines import OpenVinoEngine
+
+if sys.argv[2] == "traced":
+    import faulthandler
+    faulthandler.enable()
+engines = [OpenVinoEngine(Path(sys.argv[1]))]
+dropping = threading.Thread(target=engines.clear)
+dropping.start()
+dropping.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "traced"])
+def test_ctrl_c_interrupts_after_an_engine_was_dropped_by_another_thread(how, graph, tmp_path):
+    (tmp_path / "graph.onnx").write_bytes(graph)
+    command = [sys.executable, "-c", CTRL_C, str(tmp_path / "graph.onnx"), how]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "interrupted\n"
 
 
 def test_one_pass_gives_the_answer_and_every_map(model):

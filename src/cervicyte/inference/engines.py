@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from cervicyte.errors import ModelFileError, UsageError
+from cervicyte.inference.signal_stack import signal_stack_kept
 from cervicyte.network.graph import INPUT, OUTPUTS, Output
 
 Precision = Literal["float32", "bfloat16"]
@@ -125,22 +126,25 @@ class OpenVinoEngine(Engine):
         import openvino
 
         self.precision = precision
-        core = openvino.Core()
-        if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UsageError("This processor computes no bfloat16; choose --precision float32.")
-        try:
-            model = core.read_model(graph if isinstance(graph, bytes) else os.fspath(graph))
-        except RuntimeError as error:
-            raise _unreadable(graph, self.name) from error
-        self._compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-                "INFERENCE_NUM_THREADS": thread_count(),
-                "PERFORMANCE_HINT": "LATENCY",
-            },
-        )
+        with signal_stack_kept():
+            core = openvino.Core()
+            if precision == "bfloat16" and "BF16" not in core.get_property(
+                "CPU", "OPTIMIZATION_CAPABILITIES"
+            ):
+                raise UsageError("This processor computes no bfloat16; choose --precision float32.")
+            try:
+                model = core.read_model(graph if isinstance(graph, bytes) else os.fspath(graph))
+            except RuntimeError as error:
+                raise _unreadable(graph, self.name) from error
+            self._compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+                    "INFERENCE_NUM_THREADS": thread_count(),
+                    "PERFORMANCE_HINT": "LATENCY",
+                },
+            )
         self._of_thread = threading.local()  # a request answers one at a time
 
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
