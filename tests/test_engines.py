@@ -139,6 +139,7 @@ engines = [OpenVinoEngine(Path(sys.argv[1]))]
 dropping = threading.Thread(target=engines.clear)
 dropping.start()
 dropping.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
