@@ -5,6 +5,8 @@ For research use only. Importing this package imports no torch; the rooms do, wh
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "load_model"]
 __version__ = "0.1.0"
+
+# Cervicyte asks nothing of the internet; its engines report their start to their makers: ONNX Runtime 1.32
+# to Microsoft, OpenVINO 2026.4 through Google. The first has a switch; the second is silent where the package
+# that reports for it cannot be imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def load_model(
