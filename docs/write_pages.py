@@ -1,5 +1,4 @@
-"""Write what the program itself says: `command_line.md` from the Typer app, `pictures/rooms.svg` from "
-"the rooms.
+"""Write what the program itself says: `command_line.md` of its commands, `pictures/rooms.svg` of its rooms.
 
 python docs/write_pages.py
 """
@@ -35,6 +34,15 @@ def commands() -> dict[str, Any]:
     return dict(group.commands)
 
 
+def commands_and_theirs() -> dict[str, Any]:
+    """Return the same, with the commands of a command, such as `log verify`, in its place."""
+    found: dict[str, Any] = {}
+    for name, command in commands().items():
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {one}": each for one, each in inner.items()} if inner else {name: command}
+    return found
+
+
 def spelling_of(parameter: Any) -> str:
     """Return how a parameter is written on the command line."""
     if parameter.param_type_name == "argument":
@@ -51,7 +59,7 @@ def default_of(parameter: Any) -> str:
         if value:
             return f"`{parameter.opts[0]}`"
         return f"`{parameter.secondary_opts[0]}`" if parameter.secondary_opts else "off"
-    if isinstance(value, (str, int, float, Path)):
+    if isinstance(value, (str, int, float, Path)) and value != "":
         return f"`{value}`"
     return ""
 
@@ -68,7 +76,7 @@ def command_line_page() -> str:
         "Input that cannot be used ends a command with one sentence and status 2; Ctrl-C with status 130.",
         "",
     ]
-    for name, command in commands().items():
+    for name, command in commands_and_theirs().items():
         lines += [f"## cervicyte {name}", "", (command.help or "").strip(), ""]
         lines += ["| | meaning | default |", "| --- | --- | --- |"]
         for parameter in command.params:

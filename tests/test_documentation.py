@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -55,10 +56,30 @@ def test_the_page_of_the_command_line_is_the_programs_own():
 
 
 def test_every_option_says_what_it_does():
-    for name, command in write_pages.commands().items():
+    for name, command in write_pages.commands_and_theirs().items():
         assert command.help, name
         for parameter in command.params:
             assert parameter.help, f"cervicyte {name}: {write_pages.spelling_of(parameter)} has no help text"
+
+
+def test_the_page_of_the_command_line_has_the_options_of_every_command():
+    page = (DOCS / "command_line.md").read_text()
+
+    def hold(name: str, command: Any) -> None:
+        if inner := getattr(command, "commands", None):
+            for one, each in inner.items():
+                hold(f"{name} {one}", each)
+            return
+        _, _, section = page.partition(f"\n## cervicyte {name}\n")
+        section = section.partition("\n## ")[0]
+        for parameter in command.params:
+            for spelling in (*parameter.opts, *parameter.secondary_opts):
+                if spelling.startswith("--") and spelling != "--help":
+                    assert f"`{spelling}`" in section, f"cervicyte {name}: {spelling}"
+        assert "``" not in section
+
+    for name, command in write_pages.commands().items():
+        hold(name, command)
 
 
 def test_every_key_of_the_recipe_is_documented():
