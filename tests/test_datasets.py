@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cervicyte.datasets import layouts
 from cervicyte.datasets.classes import (
     HERLEV_CLASSES,
     PUBLISHED_CELLS,
@@ -566,3 +567,23 @@ def test_the_shipped_table_is_the_shared_one():
         label = known_class("SIPaKMeD", row["class"])
         assert label is not None
         assert table[label.name, int(row["field"])] == row["group"]
+
+
+def test_an_added_layout_is_asked_first_and_held_to_what_manifests_are_held_to(tmp_path, monkeypatch):
+    write_files(tmp_path / "odd", "a-1.png", "a-2.png", "b-1.png")
+    (tmp_path / "other" / "x").mkdir(parents=True)
+
+    def table(folder):
+        names = sorted(path.name for path in folder.glob("?-*.png"))
+        return pd.DataFrame({"path": names, "label": [name[0] for name in names]}) if names else None
+
+    assert read_images_or_dataset(tmp_path / "odd") == sorted((tmp_path / "odd").iterdir())
+    monkeypatch.setitem(layouts.LAYOUTS, "letters", table)
+    dataset = read_dataset(tmp_path / "odd")
+    assert (dataset.layout, [cell.label for cell in dataset.cells]) == ("letters", ["a", "a", "b"])
+    assert read_images_or_dataset(tmp_path / "odd") == list(dataset.cells)
+    with pytest.raises(DatasetError, match="holds only the folder"):  # None: the folder lies otherwise
+        read_dataset(tmp_path / "other")
+    monkeypatch.setitem(layouts.LAYOUTS, "letters", lambda folder: pd.DataFrame({"path": ["c.png"]}))
+    with pytest.raises(DatasetError, match="has no column 'label'"):
+        read_dataset(tmp_path / "odd")

@@ -207,6 +207,7 @@ def test_every_command_of_a_page_is_one_that_the_program_takes(page):
 
 def test_the_python_of_the_page_on_extending_adds_one_of_each(tmp_path, monkeypatch):
     pytest.importorskip("onnx", reason="the page's engine is ONNX's own evaluator")
+    from cervicyte.datasets import layouts
     from cervicyte.explanation import cam
     from cervicyte.inference import choice
     from cervicyte.network import resnet
@@ -214,7 +215,7 @@ def test_the_python_of_the_page_on_extending_adds_one_of_each(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CERVICYTE_CACHE", str(tmp_path / "cache"))
     added = {(cam, "METHODS"): "plain-gradient", (resnet, "NETWORKS"): "cbam-resnet26"}
-    added |= {(choice, "GRAPH_ENGINES"): "reference"}
+    added |= {(choice, "GRAPH_ENGINES"): "reference", (layouts, "LAYOUTS"): "named by label"}
     text = (DOCS / "extend.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == text.count("\n## ") == 5

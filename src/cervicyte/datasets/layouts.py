@@ -7,6 +7,7 @@
   loader counts 1,834 where there are 917.
 - `train`, `val` (or `validation`) and `test` folders, each holding one of the above.
 - A CSV or Parquet manifest with the columns `path,label` and, if known, `group` and `split`.
+- What was added to `LAYOUTS`.
 
 Whatever lies in none of these ways is refused with the reason: no cell, field or mask is guessed.
 """
@@ -17,7 +18,7 @@ import contextlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
@@ -52,6 +53,10 @@ SIPAKMED_FIELD_SIZE = (2048, 1536)  # pixels, width and height
 SYNTHETIC_MARK = b"Synthetic cell drawn by Cervicyte"
 """Stands near the beginning of every file of `cervicyte synth`, whose names are like SIPaKMeD's."""
 MASK_FOLDERS = {"mask", "masks", "segmentation", "segmentations", "contours", "annotations"}
+
+LAYOUTS: dict[str, Callable[[Path], pd.DataFrame | None]] = {}
+"""Further layouts by name, asked before those above: each takes a folder and returns what a manifest would
+say of it, with the same columns and paths relative to the folder, or None where the folder lies otherwise."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def read_dataset(root: Path, known_groups: bool = True) -> CellDataset:
     root = Path(root)
     try:
         if root.is_dir():
-            listing = _list_folders(root)
+            listing = _list_as_added(root) or _list_folders(root)
         elif root.is_file():
             listing = _list_manifest(root)
         else:
@@ -164,7 +169,7 @@ def read_images_or_dataset(root: Path) -> list[Cell] | list[Path]:
         return [root]
     if not root.exists():
         raise DatasetError(f"{root}: there is no such image, folder or manifest; check the path.")
-    if root.is_dir():
+    if root.is_dir() and _list_as_added(root) is None:
         folders, images, _ = _look_into(root)
         if images and not folders:
             return _without_masks(_Listing(root), root, images)
@@ -459,10 +464,23 @@ def _refuse_one_cell_in_two_formats(root: Path, names: Sequence[str]) -> None:
 # --- manifests -------------------------------------------------------------------------------------
 
 
+def _list_as_added(root: Path) -> _Listing | None:
+    """List a folder in the first added layout that it is in, if it is in one."""
+    for name, manifest_of in LAYOUTS.items():
+        table = manifest_of(root)
+        if table is not None:
+            return _list_rows(root, root, _manifest_of(root, table), name)
+    return None
+
+
 def _list_manifest(path: Path) -> _Listing:
-    table = _manifest_table(path)
+    return _list_rows(path, path.parent, _manifest_table(path), "manifest")
+
+
+def _list_rows(path: Path, folder: Path, table: pd.DataFrame, layout: str) -> _Listing:
+    """List the rows of a table in which all is text; `path` is what messages name."""
     strange = [column for column in table.columns if column not in MANIFEST_COLUMNS]
-    listing = _Listing(path.parent, layout="manifest")
+    listing = _Listing(folder, layout=layout)
     if strange:
         listing.warnings.append(f"{path}: the columns {_listed(strange)} are not used.")
     row_of: dict[str, str] = {}
@@ -472,7 +490,7 @@ def _list_manifest(path: Path) -> _Listing:
             if column in values and not values[column]:
                 raise DatasetError(f"{where}: '{column}' is empty; fill it in or take the row out.")
         name = _manifest_name(where, values["path"])
-        place = os.path.realpath(path.parent / name)
+        place = os.path.realpath(folder / name)
         if place in row_of:
             raise DatasetError(f"{where}: {name} stands already in {row_of[place]}; keep one of them.")
         if not os.path.isfile(place):  # noqa: PTH113
@@ -497,7 +515,7 @@ def _list_manifest(path: Path) -> _Listing:
 
 
 def _manifest_table(path: Path) -> pd.DataFrame:
-    """Return the manifest as text, its index the row numbers that a spreadsheet shows."""
+    """Return the manifest that lies in a file."""
     try:
         if path.suffix.lower() == ".csv":
             table = pd.read_csv(
@@ -518,6 +536,11 @@ def _manifest_table(path: Path) -> pd.DataFrame:
     # Of rows longer than the header, pandas would take the first values as an index.
     if path.suffix.lower() == ".csv" and not isinstance(table.index, pd.RangeIndex):
         raise DatasetError(f"{path}: its rows have more values than there are columns; make them agree.")
+    return _manifest_of(path, table)
+
+
+def _manifest_of(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table as text, its index the row numbers that a spreadsheet shows."""
     columns = [str(column).strip() for column in table.columns]
     missing = [column for column in ("path", "label") if column not in columns]
     if missing:
