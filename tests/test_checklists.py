@@ -16,6 +16,7 @@ from cervicyte.evaluation.checklists import (
     AUTHOR_ONLY,
     draft,
     facts_of_run,
+    methods_paragraph,
     pooled_metrics,
     read_checklists,
     references,
@@ -213,6 +214,39 @@ def test_a_cross_validation_without_its_predictions_gets_one_sentence(tmp_path):
         told = CliRunner().invoke(app, ["report", str(tmp_path), "--checklist", "claim"])
         assert told.exit_code == 2
         assert said in " ".join(told.output.split())
+
+
+# --- the paragraph ---------------------------------------------------------------------------------
+
+ANSWERS = re.compile(  # how an answer begins that is no sentence
+    r"(?:^|\. )(At random|By \w+;|AdamW|Backbone|From another|Frozen weights|Random changes|python|Train \d"
+    r"|None:|ResNet-50 with|Logistic|\d+% percentile|\w+: [A-Z]\. )"
+)
+
+
+def test_the_methods_paragraph_is_made_of_sentences():
+    last_stage, alone, unknown = (json.loads(json.dumps(METRICS)) for _ in range(3))
+    last_stage["context"]["recipe"] |= {"classifier": "last_stage", "parent": "shipped"}
+    alone["context"]["recipe"] |= {"classifier": "logistic", "parent": "shipped"}
+    alone["context"]["model"]["started_from"] = {"file": "cervicyte.safetensors"}
+    unknown["context"]["title"] = "Cells: test part"
+    probe = json.loads((RESULTS / "herlev_probe" / "metrics.json").read_text())
+    for metrics in (METRICS, pooled(FOLDS["model/group"], 20), probe, last_stage, alone, unknown):
+        facts = facts_of_run(metrics)
+        said = methods_paragraph(metrics, facts)
+        assert ANSWERS.search(" ".join(facts.values()))
+        assert not ANSWERS.search(said), ANSWERS.search(said)
+        assert "  " not in said
+        assert set(re.findall(r"\d+\.\d %", said)) == set(
+            re.findall(r"\d+\.\d %", facts["performance"] + facts.get("diagnostic", ""))
+        )
+    said = methods_paragraph(METRICS, facts_of_run(METRICS))
+    assert (
+        "2,414 cells in 444 groups were used for training, 342 cells in 58 groups for validation, and" in said
+    )
+    assert "with 1 epoch of warm-up" in said
+    assert "The model is a ResNet-50 with a CBAM attention module" in said
+    assert "Cells were assigned at random, by group, stratified by class" in said
 
 
 # --- what is not learnt by gradients ---------------------------------------------------------------

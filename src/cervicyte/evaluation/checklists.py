@@ -494,12 +494,11 @@ def _facts_of_recipe(recipe: Recipe, metrics: Mapping[str, Any]) -> dict[str, st
         + ", and is normalised channel by channel with fixed constants.",
         "augmentation": f"Random changes of the training images, anew in each epoch: {values or 'none'}.",
         "training": f"AdamW for at most {recipe.epochs} epochs, batches of {recipe.batch_size}, highest "
-        f"learning "
-        f"rate {recipe.learning_rate:g} with {recipe.warm_up_epochs:g} epoch(s) of warm-up and a cosine, "
-        f"factor "
-        f"{recipe.layer_decay:g} from each stage to the one before, weight decay {recipe.weight_decay:g}; "
-        f"{losses[recipe.loss]}; gradients cut at norm {recipe.gradient_clip_norm:g}; "
-        f"{recipe.frozen_stages} frozen stage(s); {averages[recipe.averaging]}; seed {recipe.seed}.",
+        f"learning rate {recipe.learning_rate:g} with {_counted(recipe.warm_up_epochs, 'epoch')} of warm-up "
+        f"and a cosine, factor {recipe.layer_decay:g} from each stage to the one before, weight decay "
+        f"{recipe.weight_decay:g}; {losses[recipe.loss]}; gradients cut at norm "
+        f"{recipe.gradient_clip_norm:g}; {_counted(recipe.frozen_stages, 'frozen stage')}; "
+        f"{averages[recipe.averaging]}; seed {recipe.seed}.",
         "selection": f"The weights of {epoch} were kept: "
         + (
             "the one with the highest validation accuracy."
@@ -520,6 +519,10 @@ def _recipe_of(context: Mapping[str, Any]) -> Recipe | None:
 def _trained_here(context: Mapping[str, Any]) -> bool:
     """Return whether the run trained what it tested, and did not load it."""
     return bool(context.get("recipe")) or "kind" in (context.get("model") or {})
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def _sentence(text: str) -> str:
@@ -641,15 +644,57 @@ def _figure(figure: Mapping[str, Any], name: str = "") -> str:
 # --- the paragraph and the references ------------------------------------------------------------
 
 
+# What a paragraph says, in its order. Answers to a checklist's items need not be sentences; here they are: of
+# each, how it may begin, and what stands in running text instead.
+RUNNING_TEXT: dict[str, tuple[tuple[str, str], ...]] = {
+    "data_source": ((r"^The folder", "The cells are those of the folder"), (r"^", "The cells are those of ")),
+    "counts": (
+        (r", each tested", " were each tested"),
+        (
+            r"^Train (.*); validation (.*); test (.*)\.$",
+            r"\1 were used for training, \2 for validation, and \3 for testing.",
+        ),
+    ),
+    "partition": ((r"^At random", "Cells were assigned at random"), (r"^By", "Cells were assigned by")),
+    "disjoint": (),
+    "preprocessing": (),
+    "model": (
+        (r"^ResNet", "The model is a ResNet"),
+        (r"^The network", "The model is the network"),
+        (r"^Logistic", "The model is a logistic"),
+    ),
+    "initialisation": (
+        (r"^Backbone", "Its backbone began"),
+        (r"^From", "It began from"),
+        (r"^Frozen weights:", "Its frozen weights are"),
+    ),
+    "training": ((r"^AdamW", "It was trained by AdamW"),),
+    "augmentation": (
+        (r"^Random changes of the training images, .*: none", "Training images were not changed"),
+        (r"^Random changes of the training images,", "Training images were changed at random,"),
+        (r"^None: each image", "In training each image"),
+    ),
+    "selection": ((r"^None: there is one fit and no epochs\.", ""),),
+    "calibration": (),
+    "uncertainty": ((r"^(\d+%)", r"In brackets stand \1"),),
+    "performance": (),
+    "diagnostic": (),
+    "software": ((r"^python", "Software: Python"),),
+}
+
+
 def methods_paragraph(metrics: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     """Return methods and main result as running text, of what the run knows."""
-    order = (
-        "data_source", "counts", "partition", "disjoint", "preprocessing", "model", "initialisation",
-        "training", "augmentation", "selection", "calibration", "uncertainty", "performance", "diagnostic",
-        "software",
-    )  # fmt: skip
-    begun = f"Cells were classified with Cervicyte {__version__} ({REPOSITORY})."
-    return " ".join([begun, *(facts[name] for name in order if name in facts)])
+    sentences = [f"Cells were classified with Cervicyte {__version__} ({REPOSITORY})."]
+    for name, changes in RUNNING_TEXT.items():
+        said = facts.get(name, "")
+        for beginning, instead in changes if said else ():
+            changed = re.sub(beginning, instead, said, count=1)
+            if changed != said:
+                said = changed
+                break
+        sentences += [said] if said else []
+    return " ".join(sentences)
 
 
 def bibtex(metrics: Mapping[str, Any], facts: Mapping[str, str], checklist: Checklist) -> str:
