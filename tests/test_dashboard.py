@@ -22,6 +22,7 @@ from conftest import PROJECT
 from fastapi.testclient import TestClient
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from serving import small_classifier
 
 from cervicyte import __version__
 from cervicyte.dashboard import cell_view, intake, limits, page, server
@@ -88,6 +89,14 @@ def test_the_page_carries_the_notice_the_model_and_its_accuracy(client):
     assert RESEARCH_USE_ONLY in text
     assert "my_run/best_model.pth" in text
     assert "94.1 % [92.1, 95.9]" in text
+
+
+def test_every_tab_says_alike_how_long_cells_are_kept(client):
+    config = client.get("/config").text
+    assert (limits.SECONDS_AFTER_LEAVING, limits.SECONDS_KEPT) == (15 * 60, 4 * 3600)
+    assert "15 minutes after this page was left, or 4 hours after you last" in limits.HOW_LONG
+    assert config.count(f"alone, {limits.HOW_LONG}.") == 3  # cells, cells to read, what was read
+    assert len(re.findall("minutes after|hours after", config)) == 6  # and nowhere otherwise
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
@@ -453,9 +462,14 @@ def test_doubt_stands_in_plain_words():
     )
     strange = Prediction("b", 0.9, {"a": 0.1, "b": 0.9}, ("b",), "unlike_training", unlike)
     assert "trained on: smaller than 99 % of the training cells." in cell_view.doubt_html(strange)
-    text = cell_view.unlike_html(strange)
-    assert "99 %</b> of cells of the same laboratory" in text  # never 100 of what is not all
+    classifier = small_classifier()
+    text = cell_view.unlike_html(classifier, strange)
+    assert "99 %</b> of other cells of the training laboratory" in text  # never 100 of what is not all
     assert "Size" in text
+    classifier.answerer = dataclasses.replace(classifier.answerer, is_adapted=True)
+    assert "99 %</b> of the images that the model was adapted to" in cell_view.unlike_html(
+        classifier, strange
+    )
 
 
 def test_what_the_model_cannot_name_is_said():
@@ -630,7 +644,7 @@ def test_readings_are_kept_in_the_log_if_there_is_one(classifier, reading, tmp_p
     assert (row.label, row.remark, row.blind) == ("Parabasal", "small", True)
     assert row.image_sha256 == reading.taken[0].entry.sha256
     assert "kept in the reading log" in summary_html(reading, logged=True)
-    assert "kept here until the page is left" in summary_html(reading, logged=False)
+    assert f"kept for this page alone, {limits.HOW_LONG}" in summary_html(reading, logged=False)
 
 
 def test_readings_leave_as_a_table(classifier, reading):

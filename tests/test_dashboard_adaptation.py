@@ -19,6 +19,7 @@ from cervicyte.dashboard.adaptation import Adapting, not_adaptable
 from cervicyte.dashboard.batching import Asked, Batcher, Busy
 from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.intake import Arrived
+from cervicyte.dashboard.session import NOT_KEPT
 from cervicyte.inference.classifier import Classifier
 from cervicyte.network.model_file import load_model_file, save_model, weights_hash
 
@@ -157,6 +158,67 @@ def test_a_change_of_the_model_that_finds_no_place_is_told_and_can_be_asked_for_
     assert "data-stamp" in asked.use(KEY, True)[events.VIEWER]
 
 
+def test_an_adapted_model_that_finds_no_place_or_memory_leaves_the_one_before_in_use(
+    asked, tmp_path, monkeypatch
+):
+    give(asked, KEY, FEWEST)
+    list(asked.adapt(KEY))
+    asked.use(KEY, True)
+    session = asked.sessions.of(KEY)
+    before = session.adaptation
+    assert before is not None
+    assert before.held_bytes > sum(
+        one.nbytes for one in before.classifier.model.network.state_dict().values()
+    )
+    with monkeypatch.context() as full:
+        full.setattr(asked.sessions, "make_room", lambda *_: False)
+        *_, said = asked.adapt(KEY)
+    assert NOT_KEPT in said[events.ADAPTATION].replace("&#x27;", "'")
+    with monkeypatch.context() as full:
+
+        def refuse(*_: object) -> None:
+            raise Busy
+
+        full.setattr(asked, "_use", refuse)
+        *_, said = asked.adapt(KEY)
+    assert events.BUSY in said[events.ADAPTATION]
+    assert session.adaptation is before
+    assert before.in_use
+    assert list(tmp_path.glob("adapted-*")) == [before.path]
+
+
+def test_list_and_cell_are_of_one_model_when_the_cell_finds_no_place(asked, monkeypatch):
+    give(asked, KEY, FEWEST)
+    asked.open_first(KEY)
+    list(asked.adapt(KEY))
+    with monkeypatch.context() as full:
+
+        def refuse(*_: object) -> None:
+            raise Busy
+
+        full.setattr(events, "look", refuse)  # every cell is answered, but there is no place for its map
+        said = asked.use(KEY, True)
+    assert events.BUSY in said[events.ADAPTATION]
+    assert "what the <b>original</b> says" in said[events.ADAPTATION]
+    assert "adapted to" not in said[events.ANSWER]
+    session = asked.sessions.of(KEY)
+    assert session.looked is not None
+    assert session.looked.prediction == session.worklist.entries[session.looked.entry.key].prediction
+
+
+def test_a_session_that_is_forgotten_at_the_last_moment_leaves_no_file(asked, tmp_path, monkeypatch):
+    give(asked, KEY, FEWEST)
+    keep = asked._keep
+
+    def forgotten(session, made) -> None:
+        asked.sessions.close()
+        keep(session, made)
+
+    monkeypatch.setattr(asked, "_keep", forgotten)
+    list(asked.adapt(KEY))
+    assert list(tmp_path.glob("adapted-*")) == []
+
+
 def decoded(saved: str) -> str:
     return base64.b64decode(json.loads(saved)["data"]).decode("utf-8")
 
@@ -265,7 +327,13 @@ def test_the_file_is_given_to_who_knows_the_page_s_key_and_goes_with_the_server(
         assert weights_hash(got.network) == adapted.classifier.weights_sha256
         assert got.metadata["adaptation"]["images"] == FEWEST
         for key in (OTHER, "no key", ""):
-            assert client.post("/adapted-model", data={"key": key}).status_code in (404, 422)
+            assert client.post("/adapted-model", data={"key": key}).status_code == 404
+        # What is no such form is neither read whole nor put on the disk.
+        with monkeypatch.context() as diskless:
+            diskless.setattr("tempfile.SpooledTemporaryFile", None)
+            files = {"file": bytes(2 << 20)}
+            assert client.post("/adapted-model", data={"key": KEY}, files=files).status_code == 404
+        assert len(list(adapted.path.parent.glob("adapted-*"))) == 1  # sent from where it lies
         foreign = {"origin": "http://elsewhere.example"}
         assert client.post("/adapted-model", data={"key": KEY}, headers=foreign).status_code == 403
     assert not adapted.path.exists()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import struct
 
 import pytest
 from conftest import PROJECT
@@ -12,8 +15,10 @@ from typer.main import get_command
 from cervicyte.cli import app
 from cervicyte.dashboard import intake, limits, session
 from cervicyte.evaluation.familiarity import FEWEST_IMAGES
+from cervicyte.network.description import SHIPPED_MODEL
 
 SERVER = (PROJECT / "docs" / "dashboard_server.md").read_text()
+README = (PROJECT / "README_DASHBOARD.md").read_text()
 DEPLOYMENT = (PROJECT / "docs" / "deployment.md").read_text()
 
 
@@ -55,10 +60,13 @@ def test_the_limits_on_the_page_are_the_programs():
 
 
 def test_how_long_cells_are_kept_on_the_page_is_the_program_s():
-    page = (PROJECT / "docs" / "dashboard.md").read_text()
+    page = " ".join((PROJECT / "docs" / "dashboard.md").read_text().split())
     for said in (
-        f"{session.SECONDS_AFTER_LEAVING // 60} minutes after the page was left",
-        f"{session.SECONDS_KEPT // 3600} hours after the last thing",
+        f"{limits.SECONDS_AFTER_LEAVING // 60} minutes after the page was left",
+        f"{limits.SECONDS_KEPT // 3600} hours after the last thing",
+        f"at most {looked_mb()} MB",
+        f"{adapted_mb()} MB each for the model that ships",
+        f"{3 * limits.MAX_ADAPTED_PIXELS // 1_000_000} MB while a model is adapted",
         f"more than {limits.MAX_SESSIONS_MB:,} MB",
         f"more than {limits.MAX_SESSIONS:,} pages",
         f"It takes {FEWEST_IMAGES} images or more",
@@ -67,6 +75,21 @@ def test_how_long_cells_are_kept_on_the_page_is_the_program_s():
     ):
         assert said in page, said
     assert (limits.SECONDS_OF_PATIENCE, session.SECONDS_UNTIL_IDLE) == (10, 300)  # in words there
+    assert limits.HOW_LONG.replace("this page", "it") in " ".join(README.split())
+
+
+def looked_mb() -> int:
+    """Return what the largest image takes while it is looked at: itself, shown, under five maps, outlined."""
+    shown = limits.SHOWN_SIDE**2
+    return math.ceil((3 * limits.MAX_PIXELS + 3 * shown * 6 + 2 * shown) / 1_000_000)
+
+
+def adapted_mb() -> int:
+    """Return what the network that ships takes, its numbers as float32."""
+    with SHIPPED_MODEL.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    shapes = [one["shape"] for name, one in header.items() if not name.startswith(("__", "beside"))]
+    return round(4 * sum(map(math.prod, shapes)) / 1_000_000)
 
 
 def test_the_page_lists_every_address_and_counter():

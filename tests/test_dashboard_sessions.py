@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,11 @@ from serving import CLASSES, png_of, small_classifier
 from cervicyte.dashboard import events, limits, session, worklist
 from cervicyte.dashboard.batching import Asked, Batcher, Busy, QueuedClassifier
 from cervicyte.dashboard.events import Events
+from cervicyte.dashboard.intake import Arrived
+from cervicyte.dashboard.reading import Reading
 from cervicyte.dashboard.session import Gone, Sessions
 from cervicyte.dashboard.worklist import Entry
+from cervicyte.errors import ReadingLogError
 from cervicyte.inference.classifier import Classifier
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -45,6 +50,9 @@ def sessions(clock) -> Sessions:
 
 
 def put(sessions: Sessions, key: str, count: int = 1000) -> None:
+    """Put a file into the list of an open page."""
+    if not sessions.of(key).pages:
+        sessions.open(key, f"page of {key}", resumed=False)
     listed = sessions.of(key).worklist
     listed.entries.append(Entry(0, "a.png", bytes(count)))
     listed.held_bytes += count
@@ -63,7 +71,7 @@ def test_a_page_that_is_loaded_again_finds_its_cells_and_no_other_page_does(sess
     sessions.open(KEY, "page 1", resumed=False)
     put(sessions, KEY)
     sessions.leave("page 1")
-    clock.now = session.SECONDS_AFTER_LEAVING - 1
+    clock.now = limits.SECONDS_AFTER_LEAVING - 1
     assert len(sessions.open(KEY, "page 2", resumed=True).worklist.entries) == 1
     assert sessions.open(OTHER, "page 3", resumed=False).is_empty
 
@@ -72,7 +80,7 @@ def test_cells_of_a_page_that_was_left_are_forgotten_and_the_page_is_told_once(s
     sessions.open(KEY, "page", resumed=False)
     put(sessions, KEY)
     sessions.leave("page")
-    clock.now = session.SECONDS_AFTER_LEAVING
+    clock.now = limits.SECONDS_AFTER_LEAVING
     sessions.sweep()
     assert (len(sessions), sessions.held_bytes) == (0, 0)
     with pytest.raises(Gone, match=r"left for 15 minutes.*Choose their files again\.$"):
@@ -85,14 +93,39 @@ def test_a_page_of_two_that_is_closed_takes_nothing_from_the_other(sessions, clo
         sessions.open(KEY, page, resumed=page == "new")
         put(sessions, KEY)
     sessions.leave("old")  # said after the new one came, as in a reload
-    clock.now = session.SECONDS_KEPT - 1
+    clock.now = limits.SECONDS_KEPT - 1
     assert not sessions.of(KEY).is_empty
 
 
 def test_cells_that_nobody_asks_for_are_forgotten_after_hours(sessions, clock):
     put(sessions, KEY)
-    clock.now = session.SECONDS_KEPT
+    clock.now = limits.SECONDS_KEPT
     assert why_gone(sessions, KEY).startswith("Nothing was asked here for 4 hours")
+
+
+def test_what_a_page_asked_before_it_was_left_keeps_its_cells_no_longer_than_leaving_does(sessions, clock):
+    put(sessions, KEY)
+    sessions.leave(f"page of {KEY}")
+    clock.now = 5
+    sessions.of(KEY)  # a map's test, whose turn comes now
+    clock.now = 5 + limits.SECONDS_AFTER_LEAVING - 1
+    sessions.sweep()
+    assert len(sessions) == 1
+    clock.now = 5 + limits.SECONDS_AFTER_LEAVING
+    assert why_gone(sessions, KEY).startswith("This page was left for 15 minutes")
+
+
+def test_a_page_that_was_told_its_cells_are_gone_is_left_like_any_other(sessions, clock):
+    put(sessions, KEY)
+    clock.now = limits.SECONDS_KEPT
+    why_gone(sessions, KEY)
+    sessions.of(KEY)  # the page goes on
+    put(sessions, KEY)
+    clock.now += limits.SECONDS_AFTER_LEAVING + 1  # it is open: it has longer
+    assert not sessions.of(KEY).is_empty
+    sessions.leave(f"page of {KEY}")
+    clock.now += limits.SECONDS_AFTER_LEAVING
+    assert why_gone(sessions, KEY).startswith("This page was left for 15 minutes")
 
 
 def test_a_server_that_was_started_anew_says_so_only_to_who_had_cells(sessions):
@@ -113,6 +146,7 @@ def test_the_oldest_idle_cells_make_room_and_those_in_use_do_not(sessions, clock
     assert sessions.make_room(600_000, sessions.of(KEY))
     assert not sessions.make_room(700_000, sessions.of(KEY))
     assert not sessions.of(OTHER).is_empty
+    assert sessions.make_room(0, sessions.of(KEY))  # what takes up nothing is always let in
 
 
 def test_so_many_pages_are_kept_and_no_more(sessions, clock, monkeypatch):
@@ -139,7 +173,7 @@ def test_who_looks_whether_there_is_a_session_begins_none_and_takes_no_reason_aw
     assert len(sessions) == 0
     put(sessions, KEY)
     assert sessions.there(KEY) is sessions.of(KEY)
-    clock.now = session.SECONDS_KEPT
+    clock.now = limits.SECONDS_KEPT
     sessions.sweep()
     assert sessions.there(KEY) is None
     assert why_gone(sessions, KEY).startswith("Nothing was asked here for 4 hours")
@@ -157,9 +191,26 @@ def test_memory_is_counted_from_what_lies_in_it(classifier, tmp_path):
         list(asked.read_samples(KEY))
         files = asked.sessions.held_bytes
         asked.open_first(KEY)
-        assert 0 < files < asked.sessions.held_bytes
+        looked = asked.sessions.of(KEY).looked
+        assert looked is not None
+        assert looked.held_bytes >= looked.image.nbytes + len(CLASSES) * looked.shown.nbytes
+        assert asked.sessions.held_bytes == files + looked.held_bytes
+        (entry,) = asked.sessions.of(KEY).worklist.entries
+        assert files > len(entry.content) + len(entry.thumbnail) + deep_size(entry.prediction)
         asked.clear(KEY)
         assert asked.sessions.held_bytes == 0
+
+
+def deep_size(value: Any) -> int:
+    """Return the bytes of a value with all that it holds."""
+    parts: list[Any] = []
+    if isinstance(value, dict):
+        parts = [*value, *value.values()]
+    elif isinstance(value, (tuple, list)):
+        parts = list(value)
+    elif hasattr(value, "__dict__"):
+        parts = [vars(value)]
+    return sys.getsizeof(value) + sum(map(deep_size, parts))
 
 
 # --- the page's events -----------------------------------------------------------------------------
@@ -228,9 +279,92 @@ def test_a_full_queue_is_told_on_the_page_in_a_sentence(classifier, tmp_path, he
         assert asked.open_first(KEY)[events.VERDICT]
         monkeypatch.setattr(batcher, "submit", refuse)
         assert events.NOT_TESTED in asked.judge(KEY)[events.VERDICT]
+        (asked_for,) = asked.sessions.of(KEY).worklist.entries
+        shown = asked.sessions.of(KEY).looked
         for said in (asked.open_cell(KEY, 0), asked.explain(KEY, 0, CLASSES[0], "layercam", "layer4")):
-            assert events.BUSY in said[events.VIEWER]
+            assert f"{events.BUSY} {events.STAYS}" in said[events.VIEWER]
             assert "data-stamp" in said[events.VIEWER]  # or the browser would wait for its answer
+            assert "data-refused" in said[events.VIEWER]
+            assert said[events.VIEWER].count("<img") == 2 + 1 + len(
+                CLASSES
+            )  # the picture, its scale, all maps
+            assert '<option value="grad-cam" selected>' in said[events.VIEWER]  # not what was not computed
+            assert asked_for.name in said[events.ANSWER]
+            assert asked.sessions.of(KEY).looked is shown
+        monkeypatch.undo()
+        assert "data-refused" not in asked.open_cell(KEY, 0)[events.VIEWER]
+
+
+def test_a_cell_that_finds_no_place_leaves_the_one_before_whole(classifier, tmp_path, samples, monkeypatch):
+    monkeypatch.setitem(Batcher.in_turn.__kwdefaults__, "patience", 0.05)
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.read_samples(KEY))
+        monkeypatch.setattr(asked.classifier._batcher, "submit", refuse)
+        said = asked.open_cell(KEY, 1)
+        assert events.BUSY in said[events.VIEWER]
+        assert "No cell chosen" in said[events.VIEWER]  # there was none before
+        monkeypatch.undo()
+        asked.open_cell(KEY, 0)
+        monkeypatch.setitem(Batcher.in_turn.__kwdefaults__, "patience", 0.05)
+        monkeypatch.setattr(asked.classifier._batcher, "submit", refuse)
+        said = asked.open_cell(KEY, 1)
+        assert 'data-key="0"' in said[events.VIEWER]
+        assert "0.png" in said[events.ANSWER]  # answer and picture are of one cell
+
+
+def test_a_cell_whose_pictures_find_no_memory_is_not_opened(classifier, tmp_path, samples, monkeypatch):
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.read_samples(KEY))
+        asked.open_cell(KEY, 0)
+        give = asked.sessions.of(OTHER).worklist
+        large = Arrived("large.png", png_of(9, 600, 800))
+        list(give.read(asked.classifier, [large]))
+        monkeypatch.setattr(session, "MAX_SESSIONS_MB", (asked.sessions.held_bytes >> 20) + 2)
+        said = asked.open_cell(OTHER, 0)
+        assert session.NOT_OPENED in html.unescape(said[events.VIEWER])
+        assert session.NOT_OPENED in html.unescape(asked.open_first(OTHER)[events.ANSWER])
+        assert asked.sessions.of(OTHER).looked is None
+        assert 'data-key="1"' in asked.open_cell(KEY, 1)[events.VIEWER]  # no more than the one before
+        assert asked.sessions.held_bytes <= session.MAX_SESSIONS_MB << 20
+
+
+def test_a_map_that_there_is_not_leaves_the_picture_and_says_why(classifier, tmp_path, samples):
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.read_samples(KEY))
+        asked.open_cell(KEY, 0)
+        said = asked.explain(KEY, 0, "Nobody", "grad-cam", "layer4")
+        assert "There is no class &#x27;Nobody&#x27;" in said[events.VIEWER]
+        assert 'data-key="0"' in said[events.VIEWER]
+        assert said[events.VERDICT]
+
+
+def test_an_answer_that_was_listed_counts_as_seen_when_the_list_is_cleared(classifier, tmp_path, samples):
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.read_samples(KEY))
+        asked.clear(KEY)
+        list(asked.samples_to_read(KEY))
+        said = asked.record(KEY, CLASSES[0], "")
+        assert "does not count as blind" in said[events.READING]
+        assert not asked.sessions.of(KEY).reading.taken[0].blind
+
+
+def test_a_reading_that_cannot_be_kept_leaves_what_the_reader_entered(
+    classifier, tmp_path, samples, monkeypatch
+):
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.samples_to_read(KEY))
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise ReadingLogError("The disk is full.")
+
+        with monkeypatch.context() as full:
+            full.setattr(Reading, "record", fail)
+            said = asked.record(KEY, CLASSES[0], "a remark")
+        assert "The disk is full." in said.pop(events.READ_PROGRESS)
+        assert said == {}
+        said = asked.record(KEY, CLASSES[0], "a remark")
+        assert "disk" not in said[events.READ_PROGRESS]
+        assert "Next cell" in said[events.READING]
 
 
 def refuse(*_: Any) -> None:
@@ -325,6 +459,7 @@ def test_what_is_gone_is_said_by_whatever_is_asked_next_and_then_all_begins_anew
     clock = Clock()
     with pages(classifier, tmp_path, samples) as asked:
         monkeypatch.setattr(asked.sessions, "_clock", clock)
+        list(asked.opened(KEY, False, "page"))
         for ask in (
             lambda: asked.open_cell(KEY, 0),
             lambda: asked.judge(KEY),
@@ -332,7 +467,7 @@ def test_what_is_gone_is_said_by_whatever_is_asked_next_and_then_all_begins_anew
             lambda: asked.save(KEY, "json", "list"),
         ):
             list(asked.read_samples(KEY))
-            clock.now += session.SECONDS_KEPT
+            clock.now += limits.SECONDS_KEPT
             said = ask()
             assert "for 4 hours" in said[events.ANSWER]
             assert "No cells yet" in said[events.LISTED]

@@ -209,7 +209,7 @@ class TokenGate:
                 return self._signed_in(request, path + ("?" + rest if rest else ""))
             return self._form("This is not the token.")
         if request.method == "POST" and path == LOGIN:
-            if self._is_token(await _posted(request)):
+            if self._is_token(await field_of_form(request, PARAMETER)):
                 return self._signed_in(request, "/")
             return self._form("This is not the token.")
         if path.startswith(API) or "text/html" not in request.headers.get("accept", ""):
@@ -257,8 +257,11 @@ def path_of(scope: Scope) -> str:
     return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
 
 
-async def _posted(request: Request) -> str:
-    """Return the token of a form that was sent; empty if there is none."""
+async def field_of_form(request: Request, name: str) -> str:
+    """Return a field of a small form (application/x-www-form-urlencoded); empty if there is none.
+
+    No more of the body is read than such a form may have, and nothing of it is written to the disk.
+    """
     body = b""
     try:
         async for chunk in request.stream():
@@ -267,7 +270,7 @@ async def _posted(request: Request) -> str:
                 return ""
     except ClientDisconnect:
         return ""
-    return parse_qs(body.decode("utf-8", "replace")).get(PARAMETER, [""])[0]
+    return parse_qs(body.decode("utf-8", "replace")).get(name, [""])[0]
 
 
 def _digest(token: str) -> bytes:

@@ -7,6 +7,7 @@ its file lies in the server's private folder until the list is cleared or forgot
 
 from __future__ import annotations
 
+import contextlib
 import html
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from cervicyte.dashboard.batching import Batcher, QueuedClassifier
 from cervicyte.dashboard.limits import MAX_ADAPTED_PIXELS
-from cervicyte.dashboard.worklist import AT_ONCE, Entry, Worklist
+from cervicyte.dashboard.worklist import AT_ONCE, PREDICTION_BYTES, Entry, Worklist
 from cervicyte.evaluation.answers import Prediction
 from cervicyte.evaluation.familiarity import FEWEST_IMAGES
 from cervicyte.evaluation.shipped_figures import ShippedFigures
@@ -37,7 +38,7 @@ class Adaptation:
 
     Attributes:
         classifier: the adapted model.
-        held_bytes: what its network takes of the memory.
+        network_bytes: what its network takes of the memory.
         path: its file.
         images: how many it was adapted to.
         before, after: what the models say of them, see `summary_of`.
@@ -47,7 +48,7 @@ class Adaptation:
     """
 
     classifier: Classifier
-    held_bytes: int
+    network_bytes: int
     path: Path
     images: int
     before: Mapping[str, Any]
@@ -62,9 +63,15 @@ class Adaptation:
         """How the model is called where it answers."""
         return f"adapted to {self.images} images of this list"
 
+    @property
+    def held_bytes(self) -> int:
+        """What its network and both models' answers take of the memory, about."""
+        return self.network_bytes + PREDICTION_BYTES * (len(self.own) + len(self.original))
+
     def remove(self) -> None:
-        """Remove the model's file."""
-        self.path.unlink(missing_ok=True)
+        """Remove the model's file; one that is just being sent goes with the server's folder on Windows."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 @dataclass
@@ -156,7 +163,7 @@ def adapt_to_worklist(
             progress=progress,
         )
         del images
-        held = sum(value.nbytes for value in model.network.state_dict().values())
+        network_bytes = sum(value.nbytes for value in model.network.state_dict().values())
         new = QueuedClassifier(Classifier(model, served.device, TORCH), progress.batcher)
         progress.start("Answering anew", len(entries))
         own = predictions_of(new, entries, {}, progress.advance)
@@ -165,7 +172,9 @@ def adapt_to_worklist(
         raise
     said_before, said_after = (summary_of(list(one.values()), served.class_names) for one in (original, own))
     warnings = warnings_of({"images": len(entries), "before": said_before, "after": said_after})
-    return Adaptation(new, held, path, len(entries), said_before, said_after, warnings, own, original)
+    return Adaptation(
+        new, network_bytes, path, len(entries), said_before, said_after, warnings, own, original
+    )
 
 
 def predictions_of(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from cervicyte.dashboard.markup import SCALE, data_uri, percent_bar, picture, smaller
+from cervicyte.dashboard.markup import SCALE, data_uri, error_html, percent_bar, picture, smaller
 from cervicyte.dashboard.worklist import FLAGGED, Entry, Worklist
 from cervicyte.datasets.class_guide import guide_of
 from cervicyte.datasets.classes import Grouping, grouping_of, known_class, proper_names
@@ -81,8 +81,10 @@ class Looked:
 
     @property
     def held_bytes(self) -> int:
-        """What its pictures take of the memory."""
-        pictures = (self.image, self.preprocessed, self.shown, *self.overlays.values())
+        """What its pictures and outlines take of the memory."""
+        pictures = [self.image, self.preprocessed, self.shown, *self.overlays.values()]
+        if self.outlines is not None:
+            pictures += [self.outlines.nucleus, self.outlines.cell]
         return sum(one.nbytes for one in pictures)
 
     @property
@@ -212,8 +214,8 @@ def areas_html(looked: Looked) -> str:
         return '<p class="fine">No nucleus was found to outline.</p>'
     nucleus, cell = looked.areas
     return (
-        f'<p class="fine">Nucleus to cell, by area: <b>{100 * nucleus / cell:.0f} %</b>, from outlines that '
-        "a simple program drew; look at them before you use it.</p>"
+        f'<p class="fine">Nucleus-to-cell ratio, by area: <b>{100 * nucleus / cell:.0f} %</b>, from outlines '
+        "that a simple program drew; look at the outlines before you use it.</p>"
     )
 
 
@@ -231,8 +233,14 @@ def absent_sentence(class_names: Sequence[str]) -> str:
 # --- the picture ---------------------------------------------------------------------------------
 
 
-def viewer_html(classifier: Classifier, looked: Looked) -> str:
-    """Return the cell under its map, with what one needs to look at it, and the maps of all classes."""
+def viewer_html(classifier: Classifier, looked: Looked, remark: str = "") -> str:
+    """Return the cell under its map, with what one needs to look at it, and the maps of all classes.
+
+    Args:
+        classifier: that answered.
+        looked: the cell.
+        remark: a sentence on why it is not what was asked for.
+    """
     height, width = looked.shown.shape[:2]
     name = html.escape(looked.class_name)
     original = picture(looked.shown, "The cell as it was read", "original")
@@ -241,7 +249,7 @@ def viewer_html(classifier: Classifier, looked: Looked) -> str:
     )
     return (
         f'<section class="viewer card" data-key="{looked.entry.key}" aria-label="Cell and map">'
-        f"{VIEW_CONTROLS}"
+        f"{error_html(remark) if remark else ''}{VIEW_CONTROLS}"
         f'<div class="stage" tabindex="0" role="group" aria-label="Cell. Plus and minus zoom, 0 fits, arrow '
         f'keys move it when it is zoomed." style="--ratio:{width / height:.4f}"><div class="pane">'
         f"{original}{explained}{outlines_svg(looked)}"
@@ -291,8 +299,8 @@ def strip_html(looked: Looked) -> str:
     return (
         '<div class="strip" role="group" aria-label="Class whose map is shown">'
         f"{''.join(buttons)}</div>"
-        '<p class="fine">All classes on one scale: “map” is the highest value of a map in shares of the '
-        "highest of all. A pale map says that little spoke for its class.</p>"
+        '<p class="fine">All classes on one scale: “map” is how strong a map is at its strongest place, with '
+        "the strongest of all maps as 1. A pale map says that little spoke for its class.</p>"
     )
 
 
@@ -316,7 +324,8 @@ def choices_html(classifier: Classifier, looked: Looked) -> str:
 
 VIEW_CONTROLS = """
 <div class="controls">
-<label>Map <input type="range" id="opacity" min="0" max="100" value="100" data-focus="opacity"></label>
+<label>Map opacity <input type="range" id="opacity" min="0" max="100" value="100"
+ data-focus="opacity"></label>
 <label>Before / after <input type="range" id="split" min="0" max="100" value="0" data-focus="split"></label>
 <label><input type="checkbox" id="outlined" data-focus="outlined"> Outlines</label>
 <span class="zoom" role="group" aria-label="Zoom"><button type="button" data-zoom="out" aria-label="Zoom out"
@@ -331,8 +340,8 @@ VIEW_CONTROLS = """
 
 PENDING = """
 <section class="verdict" aria-live="polite"><p><strong>Testing the map …</strong></p>
-<p>Does it find better than three controls what the network relies on? Until this is known, take it
-for a picture.</p></section>
+<p>Does it find better than three controls what the network relies on? Until this is known, do not rely on
+where it points.</p></section>
 """
 
 UNTESTED = """
@@ -374,7 +383,7 @@ def details_html(classifier: Classifier, looked: Looked, drawn: Mapping[str, str
         drawn: class -> address of a picture of a drawn cell, as far as there are any.
     """
     sections = {
-        "How unlike the training cells, and in what": unlike_html(looked.prediction),
+        "How unlike the training cells, and in what": unlike_html(classifier, looked.prediction),
         "Preprocessing, step by step": steps_html(classifier, looked),
         "What each class looks like and means": guide_html(classifier.class_names, drawn),
         "How to read a map": MEANING,
@@ -385,19 +394,25 @@ def details_html(classifier: Classifier, looked: Looked, drawn: Mapping[str, str
     )
 
 
-def unlike_html(prediction: Prediction) -> str:
+def usual_cells(classifier: Classifier) -> str:
+    """Say among which cells it is ranked how unlike the training cells a cell is."""
+    if classifier.answerer.is_adapted:
+        return "the images that the model was adapted to"
+    return "other cells of the training laboratory, from which the model did not learn"
+
+
+def unlike_html(classifier: Classifier, prediction: Prediction) -> str:
     """Return how unlike the training cells a cell is, and where it stands among them in each way."""
     unlike = prediction.unlike
     if unlike is None:
         return "<p>This model cannot tell whether an image is unlike its training cells.</p>"
     more = math.floor(unlike.unlike_percentile)
     said = (
-        f"<p>More unlike the training cells than <b>{more} %</b> of cells of the same laboratory that did "
-        "not train the model. "
+        f"<p>More unlike the training cells than <b>{more} %</b> of {usual_cells(classifier)}. "
         + (
             f"Flagged: {html.escape('; '.join(unlike.reasons))}."
             if unlike.reasons
-            else "Not flagged; likeness is no warrant of a right answer."
+            else "Not flagged, which does not say that the answer is right."
         )
         + "</p>"
     )
@@ -413,8 +428,8 @@ def unlike_html(prediction: Prediction) -> str:
             f'style="left:{percentile:.1f}%"></i></span><b>{percentile:.0f}</b></li>'
         )
     return (
-        f'{said}<ul class="rulers" aria-label="Percentile among the training cells">{"".join(rows)}</ul>'
-        '<p class="fine">Percentiles: 50 is the middle of the training cells; 0 and 100 their ends. Features '
+        f'{said}<ul class="rulers" aria-label="Percentile among these cells">{"".join(rows)}</ul>'
+        '<p class="fine">Percentiles: 50 is the middle of these cells; 0 and 100 their ends. Features '
         "far to the right are strange to the network; the others are unusual at either end.</p>"
     )
 

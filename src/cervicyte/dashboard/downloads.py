@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from cervicyte.dashboard.cell_view import Looked, absent_sentence
+from cervicyte.dashboard.cell_view import Looked, absent_sentence, usual_cells
 from cervicyte.dashboard.reading_log import FORMULA_SIGNS
 from cervicyte.dashboard.results import Results, results_of
 from cervicyte.dashboard.worklist import Entry, Worklist
@@ -207,13 +207,12 @@ def _said_of(source: Source, looked: Looked) -> list[str]:
     if prediction.unlike is not None:
         reasons = "; ".join(prediction.unlike.reasons) or "not flagged"
         said.append(
-            f"More unlike the training cells than {int(prediction.unlike.unlike_percentile)} % of cells of "
-            f"the same laboratory: {reasons}."
+            f"More unlike the training cells than {int(prediction.unlike.unlike_percentile)} % of "
+            f"{usual_cells(source.classifier)}: {reasons}."
         )
     if looked.areas is not None:
-        said.append(
-            f"Nucleus to cell, by area, from the outlines: {100 * looked.areas[0] / looked.areas[1]:.0f} %."
-        )
+        ratio = looked.areas[0] / looked.areas[1]
+        said.append(f"Nucleus-to-cell ratio, by area, from the outlines: {100 * ratio:.0f} %.")
     said.append(captions(source, looked)[2] + " " + captions(source, looked)[3])
     said.append(absent_sentence(source.classifier.class_names))
     said.append(f"Image: {entry.name}, {entry.width} x {entry.height} pixels, SHA-256 {entry.sha256}")

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from cervicyte.dashboard import cell_view
 from cervicyte.dashboard.adaptation import (
     SECONDS_BETWEEN_LOOKS,
+    Adaptation,
     Adapting,
     adapt_to_worklist,
     adaptation_html,
@@ -32,8 +34,8 @@ from cervicyte.dashboard.intake import Arrived, arrivals
 from cervicyte.dashboard.markup import error_html, thumbnail
 from cervicyte.dashboard.reading import reading_html, summary_html
 from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
-from cervicyte.dashboard.session import NO_MEMORY, Gone, Session, Sessions
-from cervicyte.dashboard.worklist import Worklist, progress_html, worklist_html
+from cervicyte.dashboard.session import NO_MEMORY, NOT_KEPT, NOT_OPENED, Full, Gone, Session, Sessions
+from cervicyte.dashboard.worklist import Entry, Worklist, progress_html, worklist_html
 from cervicyte.datasets.synthetic import SAMPLES
 from cervicyte.errors import CervicyteError
 from cervicyte.evaluation.shipped_figures import shipped_figures
@@ -47,6 +49,7 @@ BUSY = "The server is busy with what others asked. Try again in a minute."
 NOT_ALL_READ = "Not all images were read: the server is busy. Send those that are missing again in a minute."
 NOT_TESTED = "The map was not tested: the server is busy. Choose the cell again in a minute."
 BROKEN_OFF = "Reading ended when the page was left: send the images that are missing again."
+STAYS = "What you see here is as it was before."
 OTHERS_FIRST = "A model is being adapted for another page just now. Try again in a few minutes."
 
 Changes = dict[str, Any]
@@ -64,7 +67,10 @@ PLACES = (
 
 
 def of_session(place: str) -> Callable[[Any], Any]:
-    """Hand an event the session that a key names; where it is gone or the queue full, say so at `place`."""
+    """Hand an event the session that a key names; where it is gone or the server full, say so at `place`.
+
+    The cell that is looked at stays as it was then, and the sentence stands above it.
+    """
 
     def around(event: Any) -> Any:
         if inspect.isgeneratorfunction(event):
@@ -75,19 +81,21 @@ def of_session(place: str) -> Callable[[Any], Any]:
                     yield from event(self, self.sessions.of(key), *asked)
                 except Gone as gone:
                     yield self.gone(gone)
-                except Busy:
-                    yield {place: error_html(BUSY)}
+                except (Busy, Full) as full:
+                    yield {place: error_html(str(full) or BUSY)}
 
         else:
 
             @wraps(event)
             def change(self: Events, key: str, *asked: Any) -> Changes:
                 try:
-                    changes: Changes = event(self, self.sessions.of(key), *asked)
+                    session = self.sessions.of(key)
+                    changes: Changes = event(self, session, *asked)
                 except Gone as gone:
                     return self.gone(gone)
-                except Busy:
-                    return {place: stamped(error_html(BUSY)) if place == VIEWER else error_html(BUSY)}
+                except (Busy, Full) as full:
+                    said = str(full) or BUSY
+                    return self._cell(session, said) if place == VIEWER else {place: error_html(said)}
                 return changes
 
         return change
@@ -200,7 +208,7 @@ class Events:
                 yield changes
             adaptation = session.adaptation
             if adaptation is not None and self._answering(session) is not answering:
-                self._use(session, adaptation.in_use)  # the other model was chosen meanwhile
+                self._use(session, adaptation, adaptation.in_use)  # the other model was chosen meanwhile
         except Busy:
             remark = NOT_ALL_READ
         worklist.broken_off = ""
@@ -226,16 +234,21 @@ class Events:
     def _list(self, session: Session) -> Changes:
         return {LISTED: worklist_html(session.worklist), ADAPTATION: self._adaptation(session)}
 
-    def _cell(self, session: Session) -> Changes:
+    def _cell(self, session: Session, refused: str = "") -> Changes:
+        """Return all that shows the cell that is looked at; `refused` says why it is not another one."""
         looked = session.looked
         if looked is None:
-            return {ANSWER: "", VIEWER: stamped(cell_view.EMPTY_CELL), VERDICT: "", DETAILS: ""}
+            nothing = (error_html(refused) if refused else "") + cell_view.EMPTY_CELL
+            return {ANSWER: "", VIEWER: stamped(nothing, bool(refused)), VERDICT: "", DETAILS: ""}
         adaptation = session.adaptation
         name = adaptation.name if adaptation is not None and adaptation.in_use else ""
         classifier = self._answering(session)
         return {
             ANSWER: cell_view.answer_html(session.worklist, looked, name),
-            VIEWER: stamped(cell_view.viewer_html(classifier, looked)),
+            VIEWER: stamped(
+                cell_view.viewer_html(classifier, looked, f"{refused} {STAYS}" if refused else ""),
+                bool(refused),
+            ),
             VERDICT: self._said_of_map(looked),
             DETAILS: cell_view.details_html(classifier, looked, self.pictures),
         }
@@ -251,7 +264,7 @@ class Events:
         answered = session.worklist.answered()
         if session.looked is not None or not answered:
             return {}
-        session.looked = look(self._answering(session), answered[0])
+        self._look_at(session, answered[0])
         return self._cell(session)
 
     @of_session(VIEWER)
@@ -261,9 +274,21 @@ class Events:
         if entry is None or entry.prediction is None:
             session.looked = None
             return self._cell(session) | {ANSWER: error_html(NOT_HERE)}
-        session.looked = look(self._answering(session), entry)
-        self.sessions.make_room(0, session)
+        self._look_at(session, entry)
         return self._cell(session)
+
+    def _look_at(self, session: Session, entry: Entry) -> Looked:
+        """Look at a cell, if there is memory for its pictures; else the one before stays.
+
+        Raises:
+            Busy, Full: there was no place in the queue, or no memory.
+        """
+        looked = look(self._answering(session), entry)
+        before = 0 if session.looked is None else session.looked.held_bytes
+        if not self.sessions.make_room(looked.held_bytes - before, session):
+            raise Full(NOT_OPENED)
+        session.looked = looked
+        return looked
 
     @of_session(VIEWER)
     def explain(self, session: Session, cell: int, class_name: str, method: str, layer: str) -> Changes:
@@ -271,15 +296,15 @@ class Events:
         looked, entry = session.looked, session.worklist.entry(cell)
         if entry is None or entry.prediction is None:
             return self._cell(session) | {ANSWER: error_html(NOT_HERE)}
-        classifier = self._answering(session)
+        classifier, refused = self._answering(session), ""
         if looked is None or looked.entry.key != cell:  # another page of the tab's key looks elsewhere
-            looked = session.looked = look(classifier, entry)
+            looked = self._look_at(session, entry)
         try:
             looked.explain(classifier, class_name, method, layer)
         except CervicyteError as error:
-            return {VIEWER: stamped(error_html(str(error))), VERDICT: ""}
+            refused = str(error)
         return {
-            VIEWER: stamped(cell_view.viewer_html(classifier, looked)),
+            VIEWER: stamped(cell_view.viewer_html(classifier, looked, refused), bool(refused)),
             VERDICT: self._said_of_map(looked),
         }
 
@@ -304,6 +329,7 @@ class Events:
     @of_session(PROGRESS)
     def clear(self, session: Session) -> Changes:
         """Empty the list."""
+        session.note_seen()
         session.worklist, session.looked = Worklist(self.classifier.class_names), None
         session.forget_adaptation()
         return {**self._cell(session), PROGRESS: "", **self._list(session)}
@@ -331,16 +357,13 @@ class Events:
                 self.classifier, self._model_name, worklist, session.adaptation, adapting, self._folder
             )
             if session.worklist is worklist:
-                used = session.adaptation is not None and session.adaptation.in_use
-                session.forget_adaptation()
-                session.adaptation = made
-                if used:
-                    self._use(session, adapted=True)
-                self.sessions.make_room(0, session)
+                self._keep(session, made)
             else:  # the list was cleared meanwhile
                 made.remove()
-        except Busy:
-            adapting.error = BUSY
+            if session.worklist is not worklist:  # or just now
+                session.forget_adaptation()
+        except (Busy, Full) as full:
+            adapting.error = str(full) or BUSY
         except CervicyteError as error:
             adapting.error = str(error)
         except Exception as error:
@@ -350,6 +373,20 @@ class Events:
             session.adapting = None
             adapting.is_done = True
             self._one_at_a_time.release()
+
+    def _keep(self, session: Session, made: Adaptation) -> None:
+        """Take up an adapted model in place of the one before, or, where that cannot be, remove it."""
+        before = session.adaptation
+        try:
+            if not self.sessions.make_room(made.held_bytes - (before.held_bytes if before else 0), session):
+                raise Full(NOT_KEPT)
+            if before is not None and before.in_use:
+                self._use(session, made, True)
+        except BaseException:
+            made.remove()
+            raise
+        session.forget_adaptation()
+        session.adaptation = made
 
     def _followed(self, session: Session) -> Iterator[Changes]:
         """Show how far the adaptation of a session is until it has ended."""
@@ -373,22 +410,29 @@ class Events:
         error = ""
         try:
             if session.adaptation is not None:
-                self._use(session, adapted)
+                self._use(session, session.adaptation, adapted)
         except Busy:
             error = BUSY
         said = {ADAPTATION: self._adaptation(session, error)}  # the choice stays beside the error
         return {**self._list(session), **self._cell(session), **said}
 
-    def _use(self, session: Session, adapted: bool) -> None:
-        adaptation = session.adaptation
-        assert adaptation is not None
+    def _use(self, session: Session, adaptation: Adaptation, adapted: bool) -> None:
+        """Let the list and the cell show what an adapted model says, or what the served one does.
+
+        Raises:
+            Busy: there was no place in the queue; nothing is changed.
+        """
         classifier = adaptation.classifier if adapted else self.classifier
         known = adaptation.own if adapted else adaptation.original
         known |= predictions_of(classifier, session.worklist.answered(), known)
+        looked = session.looked
+        if looked is not None and looked.entry.key in known:
+            # Before anything is changed: list and cell are to be of one model.
+            entry = replace(looked.entry, prediction=known[looked.entry.key], evidence=None)
+            looked = look(classifier, entry)
         adaptation.in_use = adapted
         session.worklist.say(known)
-        if session.looked is not None and (entry := session.worklist.entry(session.looked.entry.key)):
-            session.looked = look(classifier, entry)
+        session.looked = looked
 
     def adapted_file(self, key: str) -> Path | None:
         """Return the adapted model's file of a session; None if there is none."""
@@ -429,12 +473,13 @@ class Events:
     @of_session(READING)
     def record(self, session: Session, label: str, remark: str) -> Changes:
         """Keep what the reader says of a cell, and reveal the answer."""
-        seen = {entry.sha256 for entry in session.worklist.entries}
+        session.note_seen()
+        reading = session.reading
         try:
-            session.reading.record(self.classifier, label, remark[:LONGEST_REMARK], seen, self._log)
+            reading.record(self.classifier, label, remark[:LONGEST_REMARK], session.seen, self._log)
         except CervicyteError as error:
-            return {READING: error_html(str(error))}
-        return self._reading(session)
+            return {READ_PROGRESS: error_html(str(error))}  # what the reader entered stays
+        return {READ_PROGRESS: progress_html(reading.cells), **self._reading(session)}
 
     @of_session(READING)
     def next_to_read(self, session: Session) -> Changes:
@@ -461,6 +506,11 @@ class Events:
         return {SAVED: made.packed()} if made else {}
 
 
-def stamped(markup: str) -> str:
-    """Return markup that differs from all before it, so that the browser notices that an answer is here."""
-    return f'<div data-stamp="{uuid.uuid4().hex}">{markup}</div>'
+def stamped(markup: str, refused: bool = False) -> str:
+    """Return markup that differs from all before it, so that the browser notices that an answer is here.
+
+    Args:
+        markup: of the viewer.
+        refused: whether it is what was there before, not what was asked for.
+    """
+    return f'<div data-stamp="{uuid.uuid4().hex}"{" data-refused" if refused else ""}>{markup}</div>'

@@ -1,4 +1,4 @@
-"""How much the server takes: each limit holds before a pixel is decoded."""
+"""How much the server takes, before a pixel is decoded, and how long it keeps it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ SECONDS_TO_RETRY = 2  # what a request that finds no room is told
 MAX_SESSIONS = 1000  # pages whose cells are kept
 MAX_SESSIONS_MB = 1500  # what their files, pictures and models take of the memory together
 MAX_ADAPTED_PIXELS = 150_000_000  # of all images that a model is adapted to, decoded at once
+SECONDS_KEPT = 4 * 3600
+"""That a page's cells are kept after the last thing that was asked."""
+SECONDS_AFTER_LEAVING = 15 * 60
+"""That they are kept after the page was left, so that it may be loaded again."""
+HOW_LONG = (
+    f"until {SECONDS_AFTER_LEAVING // 60} minutes after this page was left, or {SECONDS_KEPT // 3600} hours "
+    "after you last did something on it"
+)
+"""How long a page's cells are kept, in words for its reader."""

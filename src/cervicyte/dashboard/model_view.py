@@ -1,4 +1,4 @@
-"""The model: what it reached, with intervals, whom it confuses, what it cannot do, and its card."""
+"""The model: what it reached, with intervals, which classes it confuses, what it cannot do, and its card."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model_html(classifier: Classifier, model_name: str) -> str:
     matrix = confusion_html(classifier.class_names, *_confusion(classifier, about))
     return (
         f'<section class="about card"><header><h2>The model: {html.escape(model_name)}</h2>{trained}'
-        f"{original}</header><div>{''.join(parts)}</div><div><h3>Whom it confuses</h3>{matrix}</div>"
+        f"{original}</header><div>{''.join(parts)}</div><div><h3>Which classes it confuses</h3>{matrix}</div>"
         f'<div class="wide"><h3>Limits</h3>{_list(limits(classifier, about))}</div></section>'
     )
 

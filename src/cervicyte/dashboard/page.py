@@ -17,10 +17,10 @@ from cervicyte.dashboard import events as happens
 from cervicyte.dashboard.downloads import SAVES
 from cervicyte.dashboard.events import Changes, Events
 from cervicyte.dashboard.intake import MAX_CELLS
-from cervicyte.dashboard.limits import MAX_UPLOAD_MB
+from cervicyte.dashboard.limits import HOW_LONG, MAX_UPLOAD_MB
 from cervicyte.dashboard.model_view import model_html
 from cervicyte.dashboard.reading import NOTHING_TO_READ, summary_html
-from cervicyte.dashboard.session import SECONDS_AFTER_LEAVING, Session
+from cervicyte.dashboard.session import Session
 from cervicyte.dashboard.worklist import Worklist, filter_html, worklist_html
 from cervicyte.evaluation.model_card import model_card
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -180,8 +180,7 @@ def samples_html(pictures: list[str], event: str = "samples") -> str:
         f'<button type="button" class="samples" data-send="{event}">{shown}'
         "<span>Try drawn cells</span></button>"
         f'<p class="fine">Up to {MAX_UPLOAD_MB} MB a file, {MAX_CELLS} images a list. Paste with Ctrl+V. '
-        "Kept in the server's memory alone, until this page has been left for "
-        f"{SECONDS_AFTER_LEAVING // 60} minutes.</p>"
+        f"Kept in the server's memory alone, {HOW_LONG}.</p>"
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cervicyte.dashboard.cell_view import bars_html, doubt_html
+from cervicyte.dashboard.limits import HOW_LONG
 from cervicyte.dashboard.markup import picture, smaller
 from cervicyte.dashboard.reading_log import FORMULA_SIGNS, Agreement, ReadingLog, agreement_of
 from cervicyte.dashboard.worklist import Entry, Worklist
@@ -166,7 +167,8 @@ def _revealed(reading: Reading) -> str:
     not_blind = (
         ""
         if taken.blind
-        else '<p class="doubt">Its answer was shown on this page before: it does not count as blind.</p>'
+        else '<p class="doubt">The model\'s answer to this cell was shown on this page before, so that your '
+        "reading does not count as blind.</p>"
     )
     following = "Next cell" if reading.waiting else "Finish"
     groupings = reading.cells.groupings
@@ -207,9 +209,9 @@ def summary_html(reading: Reading, logged: bool) -> str:
         f'<p class="failed">{html.escape(one.error)}</p>' for one in reading.cells.entries if one.error
     )
     kept = (
-        "They are kept in the reading log of this server, and here until the page is left."
+        "Your readings are kept in the reading log of this server; on this page they stand"
         if logged
-        else "They are kept here until the page is left; save them before."
+        else "Save your readings: they are kept for this page alone,"
     )
     matrix = ""
     if agreement.cells:
@@ -225,14 +227,14 @@ def summary_html(reading: Reading, logged: bool) -> str:
     )
     return (
         f'{failed}<section class="summary card"><h2>Agreement</h2><p>{html.escape(agreement.sentence)}</p>'
-        f'{matrix}<p class="fine">{count} {plural("reading", count)}. {kept} The model is no gold standard: '
-        f"agreement is not accuracy, of either.</p>{save}</section>"
+        f'{matrix}<p class="fine">{count} {plural("reading", count)}. {kept} {HOW_LONG}. The model is no '
+        f"gold standard: where you differ, either may be right.</p>{save}</section>"
     )
 
 
 NOTHING_TO_READ = """
-<div class="empty card"><p>Read first, then reveal</p><p class="fine">Drop cells on the left. You call each of
-them before the model's answer is shown; the page counts how far you agree.</p></div>
+<div class="empty card"><p>Read first, then reveal</p><p class="fine">Drop images of cells into the field. You
+say what each cell is before the model's answer is shown; the page counts how far you agree.</p></div>
 """
 
 DONE = """

@@ -32,10 +32,12 @@
     page.send(name, data);
   }
   function answered() {
-    const found = one("#viewer [data-stamp]")?.dataset.stamp;
-    if (!found || found === stamp) return;
-    stamp = found;
+    const found = one("#viewer [data-stamp]")?.dataset;
+    if (!found || found.stamp === stamp) return;
+    stamp = found.stamp;
     asked = 0;
+    // The cell that was asked for is not here: the list marks the one that is.
+    if ("refused" in found && !next) page.current = one("#viewer [data-key]")?.dataset.key ?? null;
     if (next) { const [name, data] = next; next = null; ask(name, data); }
   }
 
@@ -278,11 +280,9 @@
   async function saveModel(button) {
     button.disabled = true;
     const root = window.gradio_config?.root || location.origin;
-    const form = new FormData();
-    form.append("key", key);
     let said = "The server does not answer; try again.";
     try {
-      const answer = await fetch(`${root}/adapted-model`, { method: "POST", body: form });
+      const answer = await fetch(`${root}/adapted-model`, { method: "POST", body: new URLSearchParams({ key }) });
       if (answer.ok) {
         saveAs(await answer.blob(), "cervicyte_adapted.safetensors");
         said = "";

@@ -17,7 +17,6 @@ import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import quote
 
 # Before Gradio is imported: it reports its start to its makers otherwise.
@@ -25,7 +24,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, Form
+from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from cervicyte import __version__
@@ -36,6 +36,7 @@ from cervicyte.dashboard.access import (
     SecurityHeaders,
     TokenGate,
     chosen_token,
+    field_of_form,
     is_loopback,
     own_names,
 )
@@ -140,11 +141,12 @@ def build_app(
         return {"status": "ok", "model": name, "version": __version__, "notice": RESEARCH_USE_ONLY}
 
     @app.post("/adapted-model")
-    def adapted_model(key: Annotated[str, Form()]) -> Response:
+    async def adapted_model(request: Request) -> Response:
         """Give the model that was adapted to a page's list to who knows the page's key."""
-        path = events.adapted_file(key)
+        path = events.adapted_file(await field_of_form(request, "key"))
         if path is None:
             return ProblemError(404, NO_ADAPTED_MODEL).response()
+        # Sent from where it lies, a piece at a time: no copy in memory or on the disk.
         return FileResponse(path, media_type="application/octet-stream", filename=ADAPTED_NAME)
 
     app.mount(PREFIX, build_api(classifier, name, batcher, monitor))

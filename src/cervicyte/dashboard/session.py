@@ -15,17 +15,13 @@ from typing import Self
 
 from cervicyte.dashboard.adaptation import Adaptation, Adapting
 from cervicyte.dashboard.cell_view import Looked
-from cervicyte.dashboard.limits import MAX_SESSIONS, MAX_SESSIONS_MB
+from cervicyte.dashboard.limits import MAX_SESSIONS, MAX_SESSIONS_MB, SECONDS_AFTER_LEAVING, SECONDS_KEPT
 from cervicyte.dashboard.reading import Reading
 from cervicyte.dashboard.worklist import Worklist
 
-SECONDS_KEPT = 4 * 3600
-"""After the last thing that was asked."""
-SECONDS_AFTER_LEAVING = 15 * 60
-"""After the page was left, so that it may be loaded again."""
 SECONDS_UNTIL_IDLE = 5 * 60
 """After the last thing that was asked, when memory that others need is taken from a session."""
-MOST_REMEMBERED = 10_000  # keys of sessions that are gone, with why
+MOST_REMEMBERED = 10_000  # keys of sessions that are gone, with why; open pages, with their keys
 KEY = re.compile(r"[0-9a-f]{32,64}")
 
 AGAIN = "Choose their files again."
@@ -37,10 +33,17 @@ NEEDED = (
 )
 RESTARTED = f"The server was started anew and has no cells of this page any more. {AGAIN}"
 NO_MEMORY = "were left out, as the server's memory for open pages is full; send them again later."
+MEMORY_FULL = "The server's memory for open pages is full, so"
+NOT_OPENED = f"{MEMORY_FULL} the cell was not opened. Try again in a few minutes."
+NOT_KEPT = f"{MEMORY_FULL} the adapted model was not kept. Try again in a few minutes."
 
 
 class Gone(Exception):
     """The session was forgotten; the text says why, for the page."""
+
+
+class Full(Exception):
+    """The memory for all pages is full; the text says what came of it, for the page."""
 
 
 @dataclass
@@ -53,9 +56,10 @@ class Session:
         looked: the one that is looked at.
         adaptation: what came of adapting a model to the worklist.
         adapting: how far that is, while it is at work.
+        seen: hashes of the files whose answers were listed; clearing the list takes none away.
         pages: that are open with it.
         used: when it was last asked for, in seconds of the store's clock.
-        left: when its last page was left; None while one is open.
+        left: when its last page was left, or a page asked that was left already; None while one is open.
     """
 
     worklist: Worklist
@@ -63,6 +67,7 @@ class Session:
     looked: Looked | None = None
     adaptation: Adaptation | None = None
     adapting: Adapting | None = None
+    seen: set[str] = field(default_factory=set)
     pages: set[str] = field(default_factory=set)
     used: float = 0.0
     left: float | None = None
@@ -84,11 +89,15 @@ class Session:
         held += self.looked.held_bytes if self.looked is not None else 0
         return held + (self.adaptation.held_bytes if self.adaptation is not None else 0)
 
+    def note_seen(self) -> None:
+        """Note which answers have been listed."""
+        self.seen |= {entry.sha256 for entry in self.worklist.entries if entry.prediction is not None}
+
     def forget_adaptation(self) -> None:
         """Remove the adapted model, file and all."""
-        if self.adaptation is not None:
-            self.adaptation.remove()
-            self.adaptation = None
+        adaptation, self.adaptation = self.adaptation, None
+        if adaptation is not None:
+            adaptation.remove()
 
 
 class Sessions:
@@ -131,6 +140,7 @@ class Sessions:
             session = self.of(key)
             session.pages.add(page)
             self._key_of_page[page] = key
+            _drop_oldest(self._key_of_page)
             session.left = None
         if is_new and resumed:
             raise Gone(reason)
@@ -151,7 +161,11 @@ class Sessions:
             session = self._sessions.get(key)
             if session is None:
                 session = self._sessions[key] = Session.of(self._class_names)
-            session.used, session.left = self._clock(), None
+                # Its page may be open still, and was only told that its cells are gone.
+                session.pages = {page for page, one in self._key_of_page.items() if one == key}
+            session.used = self._clock()
+            # What a page asked for may come to its turn after it was left.
+            session.left = None if session.pages else session.used
             if len(self._sessions) > MAX_SESSIONS:
                 others = [one for one in self._by_use() if one != key]
                 # Those first that lose nothing: a page that was only loaded takes no cells from others.
@@ -166,7 +180,7 @@ class Sessions:
     def leave(self, page: str) -> None:
         """Note that a page was left; its session is kept for a while."""
         with self._changing:
-            session = self._sessions.get(self._key_of_page.get(page, ""))
+            session = self._sessions.get(self._key_of_page.pop(page, ""))
             if session is None:
                 return
             session.pages.discard(page)
@@ -174,7 +188,10 @@ class Sessions:
                 session.left = self._clock()
 
     def make_room(self, count: int, session: Session) -> bool:
-        """Return whether a session may take up so many more bytes, once idle ones were forgotten for it."""
+        """Return whether a session may take up so many more bytes, once idle ones were forgotten for it.
+
+        What takes up none, or gives some back, may always.
+        """
         with self._changing:
             for key in self._by_use():
                 if self.held_bytes + count <= MAX_SESSIONS_MB << 20:
@@ -182,7 +199,7 @@ class Sessions:
                 other = self._sessions[key]
                 if other is not session and self._clock() - other.used >= SECONDS_UNTIL_IDLE:
                     self._forget(key, NEEDED)
-            return self.held_bytes + count <= MAX_SESSIONS_MB << 20
+            return count <= 0 or self.held_bytes + count <= MAX_SESSIONS_MB << 20
 
     def sweep(self) -> None:
         """Forget what nobody asked for in a long time, or whose page was left."""
@@ -205,12 +222,15 @@ class Sessions:
 
     def _forget(self, key: str, reason: str) -> None:
         session = self._sessions.pop(key)
-        session.forget_adaptation()
-        self._key_of_page = {page: one for page, one in self._key_of_page.items() if one != key}
         if not session.is_empty:
             self._gone[key] = reason
-            if len(self._gone) > MOST_REMEMBERED:
-                del self._gone[next(iter(self._gone))]
+            _drop_oldest(self._gone)
         # A page that is at work with it right now keeps nothing more in it.
         session.worklist, session.looked = Worklist(self._class_names), None
         session.reading = Reading(Worklist(self._class_names))
+        session.forget_adaptation()  # last: who adapts to the old list sees that it is gone
+
+
+def _drop_oldest(remembered: dict[str, str]) -> None:
+    if len(remembered) > MOST_REMEMBERED:
+        del remembered[next(iter(remembered))]

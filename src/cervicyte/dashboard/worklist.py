@@ -24,6 +24,7 @@ from cervicyte.pages import plural
 
 AT_ONCE = 8  # images that are answered together, so that the list grows as one looks at it
 PIXELS_AT_ONCE = 40_000_000
+PREDICTION_BYTES = 4096  # of one entry's answer and figures in memory, rounded up; measured: 2.7 kB
 _ADDING = threading.Lock()
 FLAGGED = ("unlike_training", "not_a_cell")
 
@@ -67,7 +68,7 @@ class Worklist:
     Attributes:
         class_names: of the model.
         entries: in the order of arrival.
-        held_bytes: of their files and thumbnails.
+        held_bytes: of their files, thumbnails and answers, about.
         broken_off: a sentence while files are read; what is said if that never comes to its end.
     """
 
@@ -176,7 +177,7 @@ class Worklist:
         with _ADDING:
             self.entries.append(replace(entry, key=len(self.entries)))
             evidence = 0 if entry.evidence is None else entry.evidence.nbytes
-            self.held_bytes += len(entry.content) + len(entry.thumbnail) + evidence
+            self.held_bytes += len(entry.content) + len(entry.thumbnail) + evidence + PREDICTION_BYTES
 
 
 # --- markup --------------------------------------------------------------------------------------
