@@ -229,6 +229,29 @@ def test_another_class_method_and_layer_are_shown_when_they_are_chosen(page):
     assert "50%" in page.evaluate("getComputedStyle(document.querySelector('.pane .map')).clipPath")
 
 
+def test_where_a_cell_was_not_opened_the_list_marks_the_one_that_is_shown(page):
+    page.click("button.samples >> nth=0")
+    page.wait_for_selector("[data-place]:has-text('1 of 3')")
+    page.wait_for_selector("#viewer [data-key]")
+    # As the server answers when it is full, to whom chose the second.
+    page.evaluate(
+        """() => {
+          window.cervicyte.send = () => {};
+          document.querySelector("#worklist li:nth-child(2) button").click();
+        }"""
+    )
+    page.wait_for_selector("[data-place]:has-text('2 of 3')")
+    page.evaluate(
+        """() => {
+          const answer = document.querySelector("#viewer [data-stamp]");
+          answer.outerHTML = answer.outerHTML.replace(/data-stamp="[^"]*"/, 'data-stamp="new" data-refused');
+        }"""
+    )
+    page.wait_for_selector("[data-place]:has-text('1 of 3')")
+    shown = page.get_attribute("#viewer [data-key]", "data-key")
+    assert page.get_attribute("#worklist button[aria-current]", "data-open") == shown
+
+
 def test_the_line_between_before_and_after_is_dragged_in_the_picture(page):
     page.click("button.samples >> nth=0")
     page.wait_for_selector(".legend strong")
