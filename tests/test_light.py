@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import onnx
 import pytest
 import torch
 from conftest import PROJECT
+from lowest_versions import lowest
+from packaging.version import Version
 from test_engines import CLASSES, close, model_of
 
 import cervicyte
@@ -349,7 +352,8 @@ def test_the_rooms_that_answer_are_imported_without_torch():
 
 
 @pytest.mark.full
-def test_an_installation_without_torch_predicts_explains_and_serves(tmp_path):
+@pytest.mark.parametrize("versions", ["newest", "lowest"])
+def test_an_installation_without_torch_predicts_explains_and_serves(versions, tmp_path):
     """In an environment of its own, made from the wheel with the extra `light`."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(PROJECT)]
@@ -358,7 +362,10 @@ def test_an_installation_without_torch_predicts_explains_and_serves(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    bounds = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (tmp_path / "lowest.txt").write_text("\n".join(map(lowest, bounds)))
     install = [binaries / "python", "-m", "pip", "install", "--quiet", f"{wheel}[light]"]
+    install += ["--constraint", tmp_path / "lowest.txt"] if versions == "lowest" else []
     subprocess.run(list(map(str, install)), check=True, env=own)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -368,6 +375,9 @@ def test_an_installation_without_torch_predicts_explains_and_serves(tmp_path):
 
     packages = json.loads(run(binaries / "python", "-m", "pip", "list", "--format", "json").stdout)
     assert not {"torch", "torchvision", "accelerate", "cleanlab"} & {one["name"] for one in packages}
+    pinned = dict(line.split("==") for line in map(lowest, bounds))
+    found = {one["name"]: Version(one["version"]) for one in packages}
+    assert (found["numpy"] == Version(pinned["numpy"])) == (versions == "lowest")
     run(binaries / "cervicyte", "predict", SAMPLES, "--out", "rows.csv")
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     cells = [read_image(Path(row["path"])) for row in rows]
