@@ -14,7 +14,7 @@ PRICES ?= 0.02,0.05,0.10
   twins leakage ablation folds folds-by-cell fold-figures programme release together learning-curve adapted-curve last-stage-curve drawn-cells audit benchmark clean
 
 help: ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
 
 setup: .venv/ready ## make .venv and install Cervicyte with its development tools
 
