@@ -23,6 +23,7 @@ import pandas as pd
 
 from cervicyte.evaluation.familiarity import UNLIKE_RATE
 from cervicyte.inference.engines import thread_count
+from cervicyte.inference.predict import origin_path
 from cervicyte.provenance import provenance, write_json
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     if ended.returncode not in (0, 1):  # 1: some could not be read
         sys.exit(ended.returncode)
     table = pd.read_csv(arguments.table, keep_default_na=False)
-    about = json.loads(arguments.table.with_suffix(".json").read_text(encoding="utf-8"))
+    about = json.loads(origin_path(arguments.table).read_text(encoding="utf-8"))
     figures = {
         "user_command": shlex.join(["cervicyte", *words]),
         "status": ended.returncode,

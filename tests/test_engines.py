@@ -270,7 +270,7 @@ def test_a_table_says_which_engine_answered(model, tmp_path):
         classifier = Classifier(model, "cpu", engine)
         predict(classifier, [str(SAMPLES)], tmp_path / f"{engine}.csv")
         rows[engine] = (tmp_path / f"{engine}.csv").read_text().splitlines()
-        about = json.loads((tmp_path / f"{engine}.json").read_text())
+        about = json.loads((tmp_path / f"{engine}.csv.json").read_text())
         assert about["engine"] == classifier.engine.describe()
         assert about["engine"]["name"] == engine
     assert len(rows["torch"]) == 6

@@ -262,7 +262,7 @@ def test_a_table_that_was_interrupted_here_is_gone_on_with_by_workers(cluster, m
     assert alone.startswith(begun)
     predict(classifier, [str(cells)], out, workers=RayWorkers(model))
     assert out.read_text() == alone
-    about = json.loads((tmp_path / "out.json").read_text())
+    about = json.loads((tmp_path / "out.csv.json").read_text())
     assert about["engine"]["name"] == "torch"
     assert about["ray"]["threads_per_worker"] == 1
 

@@ -89,10 +89,10 @@ def test_every_image_has_a_row_with_the_classifiers_answer_or_its_error(classifi
     row = table.iloc[1]
     assert row["predicted_class"] == expected.class_name
     assert float(row["p_Koilocytotic"]) == pytest.approx(expected.probabilities["Koilocytotic"], abs=1e-4)
-    about = json.loads((tmp_path / "out.json").read_text())
+    about = json.loads((tmp_path / "out.csv.json").read_text())
     assert about["notice"] == RESEARCH_USE_ONLY
     assert (about["rows"], about["errors"], about["command"]) == (5, 1, "a command")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "out.csv", "out.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "out.csv", "out.csv.json"]
 
 
 def test_parquet_holds_the_same(classifier, folder, tmp_path):
@@ -104,6 +104,14 @@ def test_parquet_holds_the_same(classifier, folder, tmp_path):
     assert columns["confidence"].dtype == float
     assert np.isnan(columns["confidence"].iloc[-1])
     np.testing.assert_allclose(columns["p_Parabasal"][:-1], csv["p_Parabasal"][:-1].astype(float))
+
+
+def test_tables_that_differ_in_their_ending_alone_each_say_where_they_come_from(classifier, folder, tmp_path):
+    predict(classifier, [str(folder)], tmp_path / "out.csv", command="the first")
+    predict(classifier, [str(folder / "a")], tmp_path / "out.parquet", command="the second")
+    for name, rows, command in (("out.csv", 5, "the first"), ("out.parquet", 2, "the second")):
+        about = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (about["rows"], about["command"]) == (rows, command)
 
 
 def test_an_interrupted_table_is_gone_on_with_and_no_row_is_lost_or_doubled(
@@ -204,16 +212,16 @@ def test_a_kill_while_the_table_is_put_in_place_loses_nothing(
     assert not out.exists()
     outcome = predict(classifier, [str(folder)], out)
     assert (outcome.rows, outcome.errors) == (5, 1)
-    assert {path.name for path in tmp_path.iterdir()} == {"cells", "out.json", out.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"cells", out.name, f"{out.name}.json"}
 
 
 @pytest.mark.skipif(predicting.fcntl is None, reason="Windows has no such locks")
 def test_a_file_that_is_called_as_what_stands_beside_the_table_is_not_written_over(
     classifier, folder, tmp_path
 ):
-    beside = tmp_path / "out.json"
+    beside = tmp_path / "out.csv.json"
     beside.write_text('{"cells": 5}')
-    with pytest.raises(UsageError, match=r"out\.json: is there already and not of a table"):
+    with pytest.raises(UsageError, match=r"out\.csv\.json: is there already and not of a table"):
         predict(classifier, [str(folder)], tmp_path / "out.csv")
     assert beside.read_text() == '{"cells": 5}'
     predict(classifier, [str(folder)], tmp_path / "out.csv", force=True)
@@ -403,7 +411,8 @@ def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classif
     again = CliRunner().invoke(app, command, input=lines)
     assert again.exit_code == 2
     assert "is there already" in again.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "model.pth", "out.csv", "out.json"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["cells", "model.pth", "out.csv", "out.csv.json"]
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -424,7 +433,7 @@ def test_the_weights_are_hashed_once_for_the_file_the_engine_and_the_table(
     predict(answerer, [str(folder)], tmp_path / "out.csv")
     weights = len(classifier.model.network.state_dict())
     assert hashed.count(weights) == 1
-    about = json.loads((tmp_path / "out.json").read_text())
+    about = json.loads((tmp_path / "out.csv.json").read_text())
     assert about["weights_sha256"] == right(classifier.model.network.state_dict())
 
 

@@ -118,7 +118,7 @@ def predict(
     Args:
         classifier: answers.
         names: see `sources_of`.
-        out: ends with `.csv` or `.parquet`; `.json` beside it says which model answered. Columns: path,
+        out: ends with `.csv` or `.parquet`; see `origin_path` for what stands beside it. Columns: path,
             sha256, predicted_class, confidence, p_<class> …, abnormal (of a model with several heads),
             prediction_set, unlike_percentile, verdict, error. An image that cannot be read has a row with
             its error.
@@ -137,7 +137,7 @@ def predict(
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
     if out.exists() and not force:
         raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
-    origin_file = out.with_suffix(".json")
+    origin_file = origin_path(out)
     if not force and origin_file.exists() and not _is_origin(origin_file):
         raise UsageError(
             f"{origin_file}: is there already and not of a table; choose another name with --out, or replace "
@@ -185,6 +185,14 @@ def predict(
         for helper in (_about(partial), _list(partial)):
             helper.unlink(missing_ok=True)
     return outcome
+
+
+def origin_path(out: Path) -> Path:
+    """Return the file beside a table that says where it comes from: `cells.csv.json` of `cells.csv`.
+
+    The ending stays, so that `cells.csv` and `cells.parquet` each have their own.
+    """
+    return out.with_name(f"{out.name}.json")
 
 
 def _is_origin(path: Path) -> bool:
