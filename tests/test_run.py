@@ -373,6 +373,27 @@ def test_a_group_on_both_sides_of_a_split_is_refused_by_name(run, cells, tmp_pat
     assert not (tmp_path / "run" / "best_model.pth").exists()
 
 
+def test_a_split_is_not_written_over_unasked_nor_a_file_that_is_called_as_what_stands_beside_it(
+    cells, tmp_path
+):
+    split = tmp_path / "split.csv"
+    for name in (split.name, "split.json"):
+        there = tmp_path / name
+        there.write_text("mine")
+        refused = one_sentence(cervicyte("split", cells, "--folds", "3", "--out", split))
+        assert f"{there}: is there already" in refused
+        assert "--force" in refused
+        assert there.read_text() == "mine"
+        there.rename(tmp_path / "elsewhere")
+    assert cervicyte("split", cells, "--folds", "3", "--out", split).exit_code == 0
+    before = split.read_text()
+    assert "--force" in one_sentence(cervicyte("split", cells, "--folds", "4", "--out", split))
+    assert split.read_text() == before
+    assert cervicyte("split", cells, "--folds", "4", "--out", split, "--force").exit_code == 0
+    assert split.read_text() != before
+    assert "is a table" in one_sentence(cervicyte("split", cells, "--out", tmp_path / "new.json"))
+
+
 def test_a_named_leak_is_let_through_and_every_artefact_says_so(cells, tmp_path):
     by_cell, out = tmp_path / "by_cell.csv", tmp_path / "run"
     made = cervicyte("split", cells, "--by", "cell", "--out", by_cell)

@@ -659,11 +659,13 @@ def split(
     split_seed: SplitSeed = None,
     allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
+    force: Force = False,
 ) -> None:
     """Write a split into train, validation and test that keeps groups whole."""
     from cervicyte.datasets.layouts import read_dataset
-    from cervicyte.datasets.splits import leak_of, make_split, split_hash, write_split
+    from cervicyte.datasets.splits import leak_of, make_split, refuse_to_replace, split_hash, write_split
 
+    refuse_to_replace(out, force)
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         typer.echo(f"Note: {warning}", err=True)

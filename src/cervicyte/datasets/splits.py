@@ -169,7 +169,31 @@ def write_split(split: pd.DataFrame, path: Path) -> None:
     """Write a split as CSV, and beside it, with the ending `.json`, how it was made."""
     write_text(path, split.to_csv(columns=COLUMNS, index=False, lineterminator="\n"))
     about = {**split.attrs, "notice": RESEARCH_USE_ONLY, "hash": split_hash(split)}
-    write_json(path.with_suffix(".json"), about)
+    write_json(about_path(path), about)
+
+
+def about_path(path: Path) -> Path:
+    """Return the file beside a split that says how it was made."""
+    return path.with_suffix(".json")
+
+
+def refuse_to_replace(path: Path, force: bool = False) -> None:
+    """Refuse a name for a split under which something lies already, or beside which it would.
+
+    Args:
+        path: of the split.
+        force: replace what is there.
+
+    Raises:
+        UsageError: something is there, or the name is that of the file beside it.
+    """
+    if path == about_path(path):
+        raise UsageError(f"{path}: a split is a table; name it so with --out, such as split.csv.")
+    for file in (path, about_path(path)):
+        if file.exists() and not force:
+            raise UsageError(
+                f"{file}: is there already; choose another name with --out, or replace it with --force."
+            )
 
 
 def read_split(path: Path) -> pd.DataFrame:
@@ -206,7 +230,7 @@ def read_split(path: Path) -> pd.DataFrame:
         if wrong.any():
             row = int(np.argmax(wrong)) + 2  # after the header, counted from 1
             raise SplitError(f"{path}, line {row}: has {problem}; give a split.csv as Cervicyte wrote it.")
-    split.attrs.update(_read_attrs(path.with_suffix(".json"), split_hash(split)))
+    split.attrs.update(_read_attrs(about_path(path), split_hash(split)))
     return split
 
 
