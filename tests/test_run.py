@@ -19,6 +19,8 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cervicyte.cli import app
+from cervicyte.evaluation import run as running
+from cervicyte.evaluation.run import SPLIT_FILES
 from cervicyte.network.description import Metadata
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
@@ -131,6 +133,35 @@ def test_force_throws_nothing_away_before_all_that_is_read_is_right(run, cells, 
     goes_on = cervicyte("train", cells, "--from", model, *into)
     assert f"{model}: is to be read, and --force would throw it away" in one_sentence(goes_on)
     assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before
+
+
+def test_force_keeps_the_split_that_is_named_whatever_comes_after(run, cells, tmp_path, monkeypatch):
+    kept, into = tmp_path / "run", ("--out", tmp_path / "run", "--force")
+    shutil.copytree(run, kept)
+    split, before = kept / "split.csv", {name: (kept / name).read_bytes() for name in SPLIT_FILES}
+
+    def lost() -> dict[str, bytes]:
+        return {name: now for name in SPLIT_FILES if (now := (kept / name).read_bytes()) != before[name]}
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "write_recipe", killed)
+        assert cervicyte("train", cells, "--split", split, *into, *TINY[:-2]).exit_code == 130
+    assert not (kept / "metrics.json").exists()
+    assert not lost()
+    evaluated = cervicyte(
+        "evaluate", run / "best_model.pth", "--data", cells, "--split", split, *into, "--no-images"
+    )
+    assert evaluated.exit_code == 0, evaluated.output
+    assert not lost()
+    named_as_another = kept / "metrics.csv"
+    split.rename(named_as_another)
+    for command in (("train", cells, *TINY[:-2]), ("probe", cells, "--backbone", "none")):
+        refused = one_sentence(cervicyte(*command, "--split", named_as_another, *into))
+        assert "metrics.json: is to be read, and --force would throw it away" in refused
+    assert named_as_another.read_bytes() == before["split.csv"]
 
 
 def test_resuming_a_finished_run_changes_nothing(run, cells):

@@ -23,6 +23,7 @@ from cervicyte.datasets.layouts import Cell, CellDataset, read_dataset
 from cervicyte.datasets.splits import (
     PARTS,
     Leak,
+    about_path,
     cells_of,
     leak_of,
     make_split,
@@ -63,14 +64,14 @@ from cervicyte.training.start import first_network, load_parent, with_parents_se
 
 RECIPE_NAME = "recipe.yaml"
 SPLIT_NAME = "split.csv"
+SPLIT_FILES = (SPLIT_NAME, about_path(Path(SPLIT_NAME)).name)
 METRICS_NAME = "metrics.json"
 RUN_FILES = (
     MODEL_NAME,
     HISTORY_NAME,
     CHECKPOINT_NAME,
     RECIPE_NAME,
-    SPLIT_NAME,
-    "split.json",
+    *SPLIT_FILES,
     *REPORT_FILES,
 )
 
@@ -85,6 +86,11 @@ class SplitChoice:
     fold: int | None = None
     seed: int | None = None
     allow_leak: Leak | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The file and what stands beside it; none of a split that is made anew."""
+        return [] if self.file is None else [self.file, about_path(self.file)]
 
     def made(self, dataset: CellDataset) -> pd.DataFrame:
         """Return the split of these cells; one from a file is checked against their contents."""
@@ -183,7 +189,7 @@ def train_and_evaluate(
             _check_same_run(out, recipe, split_choice)
             progress.say(f"{out}: this run is finished; nothing is left to do.")
             return read_metrics(out)
-        read = (recipe.parent, recipe.backbone)
+        read: list[str | Path | None] = [recipe.parent, recipe.backbone, *split_choice.files]
         claim(out, files_of_run(out), is_finished(out), resume=resume, force=force, read=read)
     processes.wait_for_everyone()
     resume = resume and not force
@@ -208,7 +214,7 @@ def train_and_evaluate(
     )
     processes.wait_for_everyone()  # another may still be reading
     if processes.is_main_process and force:
-        throw_away(files_of_run(out))
+        throw_away(files_of_run(out), kept=split_choice.files)
     # A run that goes on keeps what it began with, even if `train` then refuses another recipe.
     if processes.is_main_process and not (out / CHECKPOINT_NAME).exists():
         write_recipe(recipe, out / RECIPE_NAME)
@@ -347,7 +353,8 @@ def claim(
         own: all files that a run may have in it.
         finished: whether a run in it is.
         resume, force: see `train_and_evaluate`.
-        read: files that are still needed when the earlier run is thrown away.
+        read: files that are still needed when the earlier run is thrown away. A split that lies in `out`
+            as a run's own may be among them, as it is kept, see `throw_away`.
 
     Raises:
         RunFolderError: it holds a run, and neither `resume` nor `force` is given, or `force` would throw away
@@ -372,17 +379,19 @@ def claim(
 def _refuse_to_throw_away(files: Sequence[Path], read: Sequence[str | Path | None]) -> None:
     for path in (Path(one) for one in read if one is not None):
         for file in files:
-            if path.exists() and path.samefile(file):
+            if file.name not in SPLIT_FILES and path.exists() and path.samefile(file):
                 raise RunFolderError(
                     f"{path}: is to be read, and --force would throw it away with the run in {file.parent}; "
                     "choose another folder with --out."
                 )
 
 
-def throw_away(own: Sequence[Path]) -> None:
-    """Remove what an earlier run left, once nothing that is read can be wrong any more."""
+def throw_away(own: Sequence[Path], kept: Sequence[Path] = ()) -> None:
+    """Remove what an earlier run left, but for `kept`, once nothing that is read can be wrong any more."""
+    there = [path for path in kept if path.exists()]
     for path in own:
-        path.unlink(missing_ok=True)
+        if not (path.exists() and any(path.samefile(one) for one in there)):
+            path.unlink(missing_ok=True)
 
 
 # --- evaluation of a model file ----------------------------------------------------------------
@@ -423,7 +432,8 @@ def evaluate_model(
         SplitError: cells were seen in training.
     """
     model = load_with_head(model_path, head)
-    claim(out, files_of_run(out), is_finished(out), force=force, read=(model_path, split_file))
+    split_files = SplitChoice(split_file).files
+    claim(out, files_of_run(out), is_finished(out), force=force, read=(model_path, *split_files))
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         progress.say(f"Note: {warning}")
@@ -441,7 +451,7 @@ def evaluate_model(
     if unknown := note_on_unknown_training(model):
         caveats.insert(0, unknown)
     if force:
-        throw_away(files_of_run(out))
+        throw_away(files_of_run(out), kept=split_files)
     opened = None
     if split_file is not None and (leak := leak_of(split)):
         caveats.insert(0, leak)
@@ -565,7 +575,7 @@ def probe(
 ) -> dict[str, Any]:
     """Evaluate logistic regression on frozen features over a split; see `linear_probe`."""
     preprocessing = preprocessing or Preprocessing()
-    claim(out, files_of_run(out), is_finished(out), force=force)
+    claim(out, files_of_run(out), is_finished(out), force=force, read=split_choice.files)
     dataset = read_dataset(data, known_groups)
     split = split_choice.made(dataset)
     cells = {part: cells_of(split, dataset, part) for part in PARTS}
@@ -573,7 +583,7 @@ def probe(
     parts = [part for part in PARTS for _ in cells[part]]
     features = frozen_features(everything, backbone, preprocessing, progress)
     if force:
-        throw_away(files_of_run(out))
+        throw_away(files_of_run(out), kept=split_choice.files)
     write_split(split, out / SPLIT_NAME)
     probe_of = f"linear probe, {Path(backbone).name}, {preprocessing.fingerprint()}"
     ledger_of = split_choice.file or out / SPLIT_NAME
