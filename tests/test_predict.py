@@ -13,6 +13,8 @@ import weakref
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,7 @@ from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.predict import predict
 from cervicyte.inference.sources import sources_of
 from cervicyte.network import model_file
+from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.progress import Progress
@@ -182,15 +185,35 @@ def test_rows_of_a_batch_that_was_not_finished_are_asked_again_so_that_batches_s
     assert len(table_of(out)) == 5
 
 
-def test_an_interrupted_table_of_another_calibration_is_not_gone_on_with(classifier, folder, tmp_path):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"metadata": {"adaptation": {"images": 64}}},
+        {"tensors": {"familiarity.stage4.mean": torch.ones(4, dtype=torch.float16)}},
+    ],
+    ids=["adapted", "what is usual"],
+)
+def test_an_interrupted_table_of_a_model_with_the_same_weights_that_answers_otherwise_is_not_gone_on_with(
+    classifier, folder, tmp_path, changed
+):
     out = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
         predict(classifier, [str(folder)], out, progress=Stop())
-    model = classifier.model
-    metadata = {**model.metadata, "adaptation": {"images": 64}}
-    other = Classifier(dataclasses.replace(model, metadata=metadata), "cpu")
+    other = Classifier(dataclasses.replace(classifier.model, **changed), "cpu")
     with pytest.raises(RunFolderError, match="another model"):
         predict(other, [str(folder)], out)
+    assert predict(classifier, [str(folder)], out).rows == 5
+
+
+def test_graphs_of_the_same_weights_that_were_rounded_otherwise_begin_tables_of_their_own(tmp_path):
+    said = set()
+    for name, content in (("one", b"\x01"), ("other", b"\x02"), ("copy", b"\x01")):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(content)
+        graph = FrozenModel(path, CLASSES, Preprocessing(), "stage", "ab" * 32, path, precision="int8")
+        holder = SimpleNamespace(model=graph, class_names=CLASSES)
+        said.add(predicting._fingerprint(cast(Classifier, holder)))
+    assert len(said) == 2
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

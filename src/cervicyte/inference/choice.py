@@ -36,7 +36,7 @@ from cervicyte.inference.engines import (
 from cervicyte.inference.parity import AT_ONCE, BOUNDS, Parity, compare, held_against, sample_cells
 from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import onnx_graph
-from cervicyte.provenance import sha256_of_file, sha256_of_json, write_json
+from cervicyte.provenance import sha256_of_json, write_json
 
 if TYPE_CHECKING:  # torch takes a second to come, and the other engines need it not
     from cervicyte.inference.torch_engine import TorchEngine
@@ -235,8 +235,7 @@ def _about_the_reference(model: ModelFile | FrozenModel) -> dict[str, Any]:
         return {"reference": TORCH, "torch": metadata.version("torch"), "device": device}
     if not isinstance(model.source, Path):
         return {"reference": "numpy", "numpy": np.__version__}
-    files = [model.source, *([model.source.with_suffix(".bin")] if model.source.suffix == ".xml" else [])]
-    return {"reference": "recorded", "files_sha256": [sha256_of_file(path) for path in files]}
+    return {"reference": "recorded", "files_sha256": model.files_sha256}
 
 
 def _path(about: Mapping[str, Any]) -> Path:

@@ -38,6 +38,7 @@ from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, shown, sources_of
+from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import Output
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import provenance, sha256_of_json, write_json, written_atomically
@@ -205,14 +206,19 @@ def _is_origin(path: Path) -> bool:
 
 
 def _fingerprint(classifier: Classifier) -> str:
-    """Return a hash of what besides the weights decides what a row says."""
-    said = ("head", "calibration", "familiarity", "adaptation")
+    """Return a hash of what besides the weights decides what a row says, whatever file holds it."""
+    model = classifier.model
+    said = ("head", "heads", "calibration", "familiarity", "adaptation")
     return sha256_of_json(
         {
             "cervicyte": __version__,
+            "network": model.kind,
             "classes": list(classifier.class_names),
-            "preprocessing": classifier.model.preprocessing.fingerprint(),
-            **{name: classifier.model.metadata.get(name) for name in said},
+            "preprocessing": model.preprocessing.fingerprint(),
+            "tensors": model.tensors_sha256,
+            # Two graphs in int8 of the same weights answer otherwise.
+            "graph": model.files_sha256 if isinstance(model, FrozenModel) else [],
+            **{name: model.metadata.get(name) for name in said},
         }
     )
 

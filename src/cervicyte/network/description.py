@@ -60,6 +60,8 @@ class Described(Protocol):
         layers: those of the network at which maps can be had.
         parameter_count: of the network.
         weights_sha256: over names and values of all weights, see `hash_of`.
+        tensors_sha256: likewise of `tensors`, in the order of their names.
+        kind: which network it is, of `resnet.NETWORKS`.
     """
 
     @property
@@ -84,6 +86,10 @@ class Described(Protocol):
     def parameter_count(self) -> int: ...  # noqa: D102
     @property
     def weights_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def tensors_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
 
 
 class Seen(BaseModel):

@@ -39,6 +39,7 @@ from cervicyte.network.description import (
 )
 from cervicyte.network.graph import OUTPUTS, Output
 from cervicyte.network.plain import Weights, computed, parameter_count, shapes_of
+from cervicyte.provenance import sha256_of_file
 
 if TYPE_CHECKING:
     from cervicyte.network.model_file import ModelFile
@@ -91,6 +92,7 @@ class FrozenModel:
         source: the graph's file, or the weights in float32 under their names in `CBAMResNet50`.
         reference: of a graph; None of weights, see `held_against`.
         precision: of a graph, `float32` or `int8`.
+        kind: which network it is, of `resnet.NETWORKS`.
         path: of the file.
     """
 
@@ -107,11 +109,25 @@ class FrozenModel:
     metadata: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     original: bool = False
+    kind: str = DEFAULT_NETWORK
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The network's last layer: maps at others need its gradients."""
         return layers_of(self.placement)[-1:]
+
+    @property
+    def files_sha256(self) -> list[str]:
+        """Of a graph's file and, if it is OpenVINO's, of the weights beside it; none of weights."""
+        if not isinstance(self.source, Path):
+            return []
+        beside = [self.source.with_suffix(".bin")] if self.source.suffix == ".xml" else []
+        return [sha256_of_file(path) for path in (self.source, *beside)]
+
+    @property
+    def tensors_sha256(self) -> str:
+        """Over names and values of all `tensors`, in the order of their names."""
+        return hash_of(dict(sorted(self.tensors.items())))
 
     @property
     def parameter_count(self) -> int:
@@ -272,6 +288,7 @@ def _frozen(
         metadata={key: value for key, value in own.items() if key not in (*NO_METADATA, PRECISION_KEY)},
         tensors=tensors,
         original=bool(own.get("original")),
+        kind=str(own.get("network", DEFAULT_NETWORK)),
     )
 
 

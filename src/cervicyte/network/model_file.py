@@ -96,6 +96,16 @@ class ModelFile:
         """See `weights_hash`; computed anew with every call, as the weights may change."""
         return weights_hash(self.network)
 
+    @property
+    def tensors_sha256(self) -> str:
+        """Over names and values of all `tensors`, in the order of their names; computed anew likewise."""
+        return _hash_of(dict(sorted(self.tensors.items())))
+
+    @property
+    def kind(self) -> str:
+        """Which network it is, of `resnet.NETWORKS`."""
+        return self.network.kind
+
 
 # --- writing -----------------------------------------------------------------------------------
 
@@ -170,12 +180,12 @@ def _description(model: ModelFile, state: Mapping[str, Tensor]) -> dict[str, Any
     of_the_network = (
         FORMAT_VERSION,
         model.original,
-        model.network.kind,
+        model.kind,
         model.network.placement,
         model.preprocessing.model_dump(mode="json"),
         model.preprocessing.fingerprint(),
         _hash_of(state),
-        _hash_of(dict(sorted(model.tensors.items()))),
+        model.tensors_sha256,
     )
     return {
         **dict(zip(OF_THE_NETWORK, of_the_network, strict=True)),
