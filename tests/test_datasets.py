@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +27,7 @@ from cervicyte.datasets.classes import (
     proper_names,
 )
 from cervicyte.datasets.groups import join_equal_contents, sipakmed_field_groups
+from cervicyte.datasets.inspection import _images_under
 from cervicyte.datasets.layouts import Cell, evenly_spaced, read_dataset, read_images_or_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import DatasetError
@@ -280,6 +282,20 @@ def test_an_empty_class_folder_is_named(tmp_path):
 )
 def test_a_folder_that_cannot_be_understood_is_refused(tmp_path, files, reason):
     assert reason in refusal_of(write_files(tmp_path, *files))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_to_class_folders_are_followed_and_what_lies_too_deep_behind_one_is_refused(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    write_files(data, "x/a.png", "y/b.png", "y/notes/readme.txt")
+    write_files(elsewhere, "z/c.png")
+    (data / "z").symlink_to(elsewhere / "z", target_is_directory=True)
+    (data / "y" / "notes" / "circle").symlink_to(data, target_is_directory=True)
+    assert [cell.name for cell in read_dataset(data).cells] == ["x/a.png", "y/b.png", "z/c.png"]
+    assert _images_under(data) == ["x/a.png", "y/b.png", "z/c.png"]
+    (data / "y" / "notes" / "more").symlink_to(elsewhere, target_is_directory=True)
+    refused = refusal_of(data)
+    assert "y/notes/more/z/c.png: lies deeper" in refused
 
 
 def test_a_missing_folder_is_refused(tmp_path):

@@ -328,6 +328,45 @@ def test_what_would_be_passed_over_or_guessed_is_refused(folder, monkeypatch):
         list(sources_of([str(folder)]))
 
 
+@pytest.fixture
+def linked(folder, tmp_path) -> Path:
+    """Links to a folder elsewhere, one of them from within it, to a folder of the tree, and in a circle."""
+    image = (folder / "c.bmp").read_bytes()
+    for name in ("elsewhere/deep/3.bmp", "elsewhere/4.bmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(image)
+    for name, target in {
+        "a/linked": tmp_path / "elsewhere",
+        "a/zz": tmp_path / "elsewhere" / "deep",
+        "again": tmp_path / "elsewhere",
+        "a/circle": folder,
+        "aa": folder / "b",
+        "nothing": tmp_path / "missing",
+    }.items():
+        (folder / name).symlink_to(target, target_is_directory=True)
+    (tmp_path / "elsewhere" / "up").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_links_to_folders_are_followed_and_every_image_is_named_once(linked, as_uri):
+    name = f"file://{linked}" if as_uri else str(linked)
+    assert [source.name.removeprefix(f"{name}/") for source in sources_of([name])] == [
+        "c.bmp", "a/1.png", "a/10.jpg", "a/zz/3.bmp", "again/4.bmp", "b/2.png", "b/damaged.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_folder_that_is_a_link_itself_is_gone_through(linked, tmp_path):
+    (tmp_path / "link").symlink_to(linked, target_is_directory=True)
+    named = [source.name for source in sources_of([str(tmp_path / "link")])]
+    assert named == [
+        source.name.replace(str(linked), f"{tmp_path}/link", 1) for source in sources_of([str(linked)])
+    ]
+
+
 def test_what_is_no_list_on_standard_input_is_refused(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff\n"), encoding="utf-8"))
     with pytest.raises(UsageError, match="Standard input is no list of names"):

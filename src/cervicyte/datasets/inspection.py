@@ -10,7 +10,6 @@ as an `Addition`.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +49,7 @@ from cervicyte.datasets.layouts import PART_OF_FOLDER, Cell, CellDataset, read_d
 from cervicyte.datasets.unlike_groups import group_medians, unlike_groups
 from cervicyte.datasets.whole_fields import FIELD_THRESHOLD, field_files, match_fields
 from cervicyte.errors import DatasetError, ImageError
+from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.images.statistics import STATISTICS, image_statistics
 from cervicyte.progress import SILENT, Progress
@@ -145,14 +145,11 @@ def _listed(data: Path, known_groups: bool) -> tuple[CellDataset, list[Finding]]
 
 
 def _images_under(root: Path) -> list[str]:
-    names = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        for name in files:
-            path = Path(parent) / name
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                names.append(path.relative_to(root).as_posix())
-    return sorted(names)
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in files_of_folder(root, hidden=False)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _image_count(dataset: CellDataset) -> int:

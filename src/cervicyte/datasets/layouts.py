@@ -29,6 +29,7 @@ from PIL import Image
 from cervicyte.datasets.classes import KNOWN_CLASSES, PUBLISHED_CELLS, known_class, proper_names
 from cervicyte.datasets.groups import field_number, group_by_name, join_equal_contents
 from cervicyte.errors import DatasetError
+from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
 
 T = TypeVar("T")
@@ -348,13 +349,13 @@ def _cells_of_class(listing: _Listing, folder: Path) -> list[Path]:
     inner = [subfolder for subfolder in subfolders if subfolder.name.lower() == folder.name.lower()]
     if inner and not images:  # the archive's im_X/im_X
         listing.other_files += others
-        _refuse_images_in([subfolder for subfolder in subfolders if subfolder not in inner])
+        _refuse_images_in(listing, [subfolder for subfolder in subfolders if subfolder not in inner])
         subfolders, images, others = _look_into(inner[0])
         folder = inner[0]
     listing.other_files += others
 
     cropped = [subfolder for subfolder in subfolders if subfolder.name.lower() == "cropped"]
-    _refuse_images_in([subfolder for subfolder in subfolders if subfolder not in cropped])
+    _refuse_images_in(listing, [subfolder for subfolder in subfolders if subfolder not in cropped])
     if not cropped:
         return _without_masks(listing, folder, _without_fields(folder, images))
 
@@ -367,7 +368,7 @@ def _cells_of_class(listing: _Listing, folder: Path) -> list[Path]:
         )
     listing.fields += len(images)
     subfolders, images, others = _look_into(cropped[0])
-    _refuse_images_in(subfolders)
+    _refuse_images_in(listing, subfolders)
     listing.other_files += others
     return _without_masks(listing, cropped[0], _without_fields(cropped[0], images))
 
@@ -416,13 +417,12 @@ def _without_masks(listing: _Listing, folder: Path, images: list[Path]) -> list[
     return [image for image in images if image not in masks]
 
 
-def _refuse_images_in(folders: list[Path]) -> None:
+def _refuse_images_in(listing: _Listing, folders: list[Path]) -> None:
     for folder in folders:
-        for parent, _, files in os.walk(folder):
-            images = [file for file in files if _is_image_name(file)]
-            if images:
+        for file in files_of_folder(folder, listing.root):
+            if _is_image_name(file.name):
                 raise DatasetError(
-                    f"{Path(parent) / images[0]}: lies deeper than a class folder's images, so what it is "
+                    f"{file}: lies deeper than a class folder's images, so what it is "
                     "cannot be told; move the images up or give a manifest with path,label,group."
                 )
 

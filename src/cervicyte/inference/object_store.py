@@ -13,10 +13,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import pyarrow as pa
 from pyarrow import fs
+
+from cervicyte.images.folders import files_of_folder
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # of two letters or more: one is a drive of Windows
 
@@ -73,13 +76,17 @@ def is_folder(uri: str) -> bool:
 def files_below(folder: str) -> Iterator[str]:
     """Yield the URIs of all files below a folder, always in the same order: its own, then its folders'.
 
-    A folder at a time is held in memory.
+    A folder at a time is held in memory. Of this machine's, links are followed, see `files_of_folder`.
 
     Raises:
         OSError: a folder cannot be listed.
     """
     folder = folder.rstrip("/")
     system, path = _place(folder)
+    if isinstance(system, fs.LocalFileSystem):
+        for file in files_of_folder(Path(path)):
+            yield f"{folder}/{file.relative_to(path).as_posix()}"
+        return
     found = sorted((one.base_name, one.type) for one in system.get_file_info(fs.FileSelector(path)))
     for name, kind in found:
         if kind == fs.FileType.File and name:

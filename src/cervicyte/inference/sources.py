@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import io
-import os
 import re
 import sys
 import threading
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cervicyte.errors import UsageError
+from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
 from cervicyte.inference.object_store import files_below, is_folder, is_uri, open_file, size_of
 
@@ -215,19 +215,16 @@ def _of_uri(uri: str) -> Iterator[Source]:
 
 
 def _of_folder(folder: Path) -> Iterator[Source]:
-    def refuse(error: OSError) -> None:  # which os.walk would pass over, with all images below
+    found = False
+    try:
+        for file in files_of_folder(folder):
+            if _is_called_so(file.name):
+                found = True
+                yield Source(shown(file.as_posix()), file.as_posix())
+    except OSError as error:
         raise UsageError(
             f"{error.filename}: cannot be listed ({error.strerror}); check its permissions."
         ) from error
-
-    found = False
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        folders.sort()
-        for file in sorted(files):
-            if _is_called_so(file):
-                found = True
-                path = (Path(root) / file).as_posix()
-                yield Source(shown(path), path)
     if not found:
         raise _no_images(str(folder))
 
