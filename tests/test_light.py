@@ -22,8 +22,10 @@ from conftest import PROJECT
 from lowest_versions import lowest
 from packaging.version import Version
 from test_engines import CLASSES, close, model_of
+from typer.testing import CliRunner
 
 import cervicyte
+from cervicyte.cli import app
 from cervicyte.dashboard.batching import Asked, Batcher, Wanted
 from cervicyte.dashboard.cell_view import look
 from cervicyte.dashboard.intake import Arrived
@@ -264,6 +266,36 @@ def test_a_graph_that_another_program_has_changed_is_refused_in_a_sentence(folde
     onnx.save(graph, tmp_path / "m.onnx")
     with pytest.raises(ModelFileError, match=r"m\.onnx: its graph does not take or give .* export it anew"):
         cervicyte.load_model(tmp_path / "m.onnx", engine=engine)
+
+
+def test_of_a_graph_that_onnx_runtime_cannot_open_auto_takes_openvino_and_says_so(folder, tmp_path):
+    graph = onnx.load(folder / "m.onnx")
+    graph.ir_version = 99  # as of a newer version of ONNX
+    onnx.save(graph, tmp_path / "m.onnx")
+    ran = CliRunner().invoke(
+        app, ["predict", str(CELL), "--model", str(tmp_path / "m.onnx"), "--out", str(tmp_path / "rows.csv")]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert re.search(
+        r"Note: openvino answers, since it cannot be read by onnx \(.*IR version: 99.*\)", ran.stderr
+    )
+    about = json.loads((tmp_path / "rows.csv.json").read_text())
+    assert about["engine"]["name"] == "openvino"
+    assert any("openvino answers" in note for note in about["notes"])
+    assert not cervicyte.load_model(folder / "m.onnx").engine.note
+
+
+def test_a_graph_that_no_engine_opens_is_one_sentence_with_the_reason_of_each(folder, tmp_path):
+    graph = onnx.load(folder / "m.onnx")
+    graph.graph.node[3].op_type = "Nonsense"
+    onnx.save(graph, tmp_path / "m.onnx")
+    ran = CliRunner().invoke(
+        app, ["predict", str(CELL), "--model", str(tmp_path / "m.onnx"), "--out", str(tmp_path / "rows.csv")]
+    )
+    assert ran.exit_code == 2, ran.output
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"Error: {tmp_path / 'm.onnx'}: no engine here answers in float32: ")
+    assert re.search(r"read by onnx \(.*Nonsense.*\), and it cannot be read by openvino \(.*\); export", line)
 
 
 def test_weights_with_a_changed_bit_are_refused_without_torch_too(folder, tmp_path):

@@ -878,7 +878,7 @@ def explain(
         arrays=arrays,
         with_verdicts=verdict,
         force=force,
-        notes=notes,
+        notes=[*notes, *([classifier.engine.note] if classifier.engine.note else [])],
         engine=None if by_torch else classifier.engine,
         command=_command_line(),
         progress=TerminalProgress(),

@@ -86,26 +86,42 @@ def engine_for(
                 f"{'another' if frozen else TORCH}."
             )
         return engine
-    right, refused = [], ""
+    right, unusable, wrong = [], [], []
     for kind in (TORCH, *GRAPH_ENGINES):
         if kind == TORCH and frozen:
             continue
         try:
             engine = _make(kind, model, precision, graph)
+            if faults := _faults(engine, model, digest()):
+                wrong.append(f"{kind} does not answer as the network does ({', '.join(faults)})")
+            else:
+                right.append(engine)
         except UsageError as error:  # such as a processor without this precision, or no package
-            refused = f" {error}"
-            continue
-        if not _faults(engine, model, digest()):
-            right.append(engine)
+            unusable.append(_reason(error, kind, model))
+        except ModelFileError as error:  # a library that cannot open the graph, which another may
+            wrong.append(_reason(error, kind, model))
     if right:
-        return _fastest(right, model, digest())
+        engine = _fastest(right, model, digest())
+        if wrong:
+            engine.note = f"{engine.name} answers, since {' and '.join(wrong)}."
+        return engine
     if not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
         raise UsageError(
             "Nothing that computes a network is installed; install torch with: pip install "
             "'cervicyte[train]', or OpenVINO with: pip install cervicyte."
         )
-    hint = refused if frozen else " Choose --engine torch in float32."
-    raise UsageError(f"No engine here is right in {precision}.{hint}")
+    which = f"{model.path}: no engine here" if isinstance(model, FrozenModel) else "No engine here"
+    remedy = "export the model anew" if frozen else "choose --engine torch in float32"
+    raise UsageError(f"{which} answers in {precision}: {', and '.join([*wrong, *unusable])}; {remedy}.")
+
+
+def _reason(error: Exception, kind: str, model: ModelFile | FrozenModel) -> str:
+    """Return what an error says, without its remedy, and which engine it is of."""
+    said = str(error).partition(";")[0]
+    if isinstance(model, FrozenModel):
+        said = said.replace(f"{model.path}: its", "its").replace(f"{model.path}:", "it")
+    said = said[0].lower() + said[1:]
+    return said if kind in said else f"{kind}: {said}"
 
 
 class _Graph:

@@ -105,6 +105,11 @@ class Classifier:
         return self._weights_sha256
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever reads the answers must know, a sentence each: of the model, and of its engine."""
+        return (*self.answerer.notes, *([self.engine.note] if self.engine.note else []))
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the model's order."""
         return self.model.class_names

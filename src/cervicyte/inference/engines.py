@@ -22,6 +22,7 @@ from cervicyte.network.graph import INPUT, OUTPUTS, Output
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+LONGEST_REASON = 160  # signs of a library's own words in a sentence
 INT8 = "int8"  # of a graph that was exported so; no engine makes it of another
 
 
@@ -35,6 +36,8 @@ class Engine(ABC):
         precisions: that it has.
         reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
+        note: why it answers and not another that is installed, a sentence; empty where there is no such
+            reason.
     """
 
     name: ClassVar[str]
@@ -43,6 +46,7 @@ class Engine(ABC):
     precisions: ClassVar[tuple[Precision, ...]]
     reads: ClassVar[tuple[str, ...]] = ()
     precision: str
+    note: str = ""
 
     @abstractmethod
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
@@ -99,7 +103,7 @@ class OnnxEngine(Engine):
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # its errors have no common base
-            raise _unreadable(graph, self.name) from error
+            raise _unreadable(graph, self.name, error) from error
 
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
         """See `Engine.run`."""
@@ -134,17 +138,17 @@ class OpenVinoEngine(Engine):
                 raise UsageError("This processor computes no bfloat16; choose --precision float32.")
             try:
                 model = core.read_model(graph if isinstance(graph, bytes) else os.fspath(graph))
+                self._compiled = core.compile_model(
+                    model,
+                    "CPU",
+                    {
+                        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+                        "INFERENCE_NUM_THREADS": thread_count(),
+                        "PERFORMANCE_HINT": "LATENCY",
+                    },
+                )
             except RuntimeError as error:
-                raise _unreadable(graph, self.name) from error
-            self._compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-                    "INFERENCE_NUM_THREADS": thread_count(),
-                    "PERFORMANCE_HINT": "LATENCY",
-                },
-            )
+                raise _unreadable(graph, self.name, error) from error
         self._of_thread = threading.local()  # a request answers one at a time
 
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
@@ -169,6 +173,13 @@ def _output(found: list[np.ndarray]) -> Output:
     return Output(logits, {"stage2": stage2, "stage4": stage4}, evidence[0] if evidence else None)
 
 
-def _unreadable(graph: bytes | Path, name: str) -> ModelFileError:
+def _unreadable(graph: bytes | Path, name: str, error: Exception) -> ModelFileError:
     what = "The graph" if isinstance(graph, bytes) else f"{graph}:"
-    return ModelFileError(f"{what} cannot be read by {name}; export the model anew.")
+    return ModelFileError(f"{what} cannot be read by {name} ({_in_short(error)}); export the model anew.")
+
+
+def _in_short(error: Exception) -> str:
+    """Return the end of what a library says, where the reason stands, without its advice and its `;`."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if "http" not in line]
+    last = next((line for line in reversed(lines) if line), type(error).__name__).replace(";", ",")
+    return last if len(last) <= LONGEST_REASON else f"…{last[-LONGEST_REASON:]}"

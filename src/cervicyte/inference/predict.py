@@ -165,9 +165,7 @@ def predict(
                 verdicts.update(row[VERDICT] for row in rows)
                 progress.advance(len(rows))
         progress.close()
-        outcome = Outcome(
-            verdicts.total(), verdicts[ERROR], (*classifier.answerer.notes, *_notes_on(verdicts))
-        )
+        outcome = Outcome(verdicts.total(), verdicts[ERROR], (*classifier.notes, *_notes_on(verdicts)))
         origin = {
             "rows": outcome.rows,
             "errors": outcome.errors,
