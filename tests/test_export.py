@@ -31,6 +31,7 @@ from cervicyte.inference import parity, quantise
 from cervicyte.inference.choice import graph_of
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.export import export_model
+from cervicyte.inference.sources import sources_of
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY
@@ -410,7 +411,7 @@ def noise(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def rounded(carrying, noise) -> bytes:
     """Return the model's graph in int8, made once."""
-    _, cells = exporting._read(carrying, [str(noise[0])], 32)
+    _, cells = exporting._read(carrying, sources_of([str(noise[0])]))
     return quantise.quantised(graph_of(carrying), cells)
 
 
@@ -427,6 +428,7 @@ def test_an_int8_graph_that_costs_next_to_nothing_is_written_with_its_figures_an
     export_model(carrying, tmp_path / "folder", "openvino", int8=int8, images=[str(noise[1])])
     report = json.loads((tmp_path / "m.onnx.parity.json").read_text())
     assert (report["calibrating_images"], report["int8"]["images"]) == (32, 100)
+    assert (report["calibrating_images_found"], report["images_found"], report["seed"]) == (32, 100, 0)
     assert report["int8"]["largest_change_of_a_probability"] > 0
     graph = onnx.load(tmp_path / "m.onnx").graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -436,6 +438,38 @@ def test_an_int8_graph_that_costs_next_to_nothing_is_written_with_its_figures_an
         classifier = Classifier.from_file(tmp_path / name)
         assert classifier.engine.describe()["precision"] == "int8"
         assert classifier.predict([np.zeros((9, 9, 3), np.uint8)])
+
+
+def test_of_more_images_as_many_are_drawn_from_all_classes_and_the_report_says_of_how_many(
+    carrying, rounded, tmp_path, monkeypatch
+):
+    rng = np.random.default_rng(1)
+    for name, count in (("calibrating/a", 320), ("calibrating/b", 80), ("compared/a", 100)):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number:03d}.png")
+    read = exporting._read
+    asked = []
+
+    def kept(model, sources):
+        asked.append([Path(source.name).parent.name for source in sources])
+        return read(model, sources[:100])
+
+    monkeypatch.setattr(exporting, "_read", kept)
+    monkeypatch.setattr(exporting, "quantised", lambda graph, cells: rounded)
+    monkeypatch.setattr(quantise, "MOST_LOSS", 1)
+    monkeypatch.setattr(quantise, "MOST_CHANGE", 1)
+    monkeypatch.setattr(parity.Parity, "faults", [])
+    int8 = exporting.Int8([str(tmp_path / "calibrating")])
+    images = [str(tmp_path / "compared")]
+    export_model(carrying, tmp_path / "m.onnx", "onnx", int8=int8, images=images)
+    calibrating, compared = asked
+    assert len(calibrating) == 300
+    assert 40 <= calibrating.count("b") <= 80  # 60 of 300 in the mean
+    assert compared == ["a"] * 100
+    report = json.loads((tmp_path / "m.onnx.parity.json").read_text())
+    assert (report["calibrating_images_found"], report["images_found"], report["seed"]) == (400, 100, 0)
 
 
 def test_int8_that_costs_too_much_is_refused_with_the_figures(

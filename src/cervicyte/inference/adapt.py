@@ -20,7 +20,7 @@ from cervicyte.evaluation.answers import Prediction
 from cervicyte.evaluation.familiarity import FEWEST_IMAGES
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
-from cervicyte.inference.sources import Source, sources_of
+from cervicyte.inference.sources import Source, drawn_sources
 from cervicyte.network.description import SAFETENSORS
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.progress import SILENT, Progress
@@ -30,7 +30,6 @@ SUFFIXES = (SAFETENSORS, ".pth")
 MOST_IMAGES = 1000  # held in memory; more hardly move what is measured
 ONE_CLASS = 0.8  # of the images: more in one class is no mix
 NO_CELLS = 0.2  # of the images that are called no single cell
-SEED = 0
 VERDICTS = ("answer", "uncertain", "unlike_training", "not_a_cell")
 
 
@@ -71,11 +70,7 @@ def adapt(
                 f"{written_to}: is there already; choose another name with --out, or replace it with --force."
             )
     model = load_model_file(path)
-    sources = list(sources_of(names))
-    found = len(sources)
-    if found > MOST_IMAGES:
-        drawn = np.random.default_rng(SEED).choice(found, MOST_IMAGES, replace=False)
-        sources = [sources[place] for place in sorted(drawn)]
+    sources, found = drawn_sources(names, MOST_IMAGES)
     images, digest = _read(sources, progress)
     before = classified(model, images)
     new = written(model, images, digest, out, of=path.name, command=command, progress=progress)

@@ -7,10 +7,9 @@ is put in place: it stands there only if it answers alike, with a report beside 
 from __future__ import annotations
 
 import base64
-import itertools
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from cervicyte.inference.choice import graph_of
 from cervicyte.inference.engines import INT8, Engine, OnnxEngine, OpenVinoEngine
 from cervicyte.inference.parity import compare, sample_cells
 from cervicyte.inference.quantise import cost_of, quantised, refuse_what_calibrated
-from cervicyte.inference.sources import sources_of
+from cervicyte.inference.sources import Source, drawn_sources
 from cervicyte.inference.torch_engine import TorchEngine
 from cervicyte.network.description import ABOUT
 from cervicyte.network.frozen import PRECISION_KEY, Reference
@@ -55,6 +54,7 @@ MOST_IMAGES = 200  # that a report compares
 IN_INT8 = ("onnx", "openvino")
 MOST_IN_INT8 = 1000  # that int8 is measured on
 MOST_CALIBRATING = 300
+SEED = 0  # draws images where there are more
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Int8:
     """How a graph is rounded to eight bits, and on what that is measured, see `quantise`.
 
     Attributes:
-        calibration: images of the kind that it will see, as `sources_of` takes them; the first 300.
+        calibration: images of the kind that it will see, as `sources_of` takes them; of more than 300,
+            as many are drawn.
         held_out: labelled cells that the model has not seen, for the loss of accuracy; without, the share of
             images that get another class stands for it.
     """
@@ -93,7 +94,7 @@ def export_model(
             metadata.
         force: replace what is there.
         images: on which what computes by itself is compared with the network, as `sources_of` takes them, at
-            most `MOST_IMAGES`; none are the drawn cells that ship.
+            most `MOST_IMAGES`, drawn where there are more; none are the drawn cells that ship.
         spacing: of `wsinfer` alone, and needed there: micrometres a pixel of the network's input.
         int8: of `onnx` and `openvino`: round to eight bits, if that costs next to nothing.
         command: the command line, recorded in the report.
@@ -127,7 +128,7 @@ def export_model(
     if int8 is not None:
         _write_int8(model, path, file_format, int8, images, command)
         return []
-    _write_checked(model, path, file_format, _compared(model, images), spacing, command)
+    _write_checked(model, path, file_format, images, spacing, command)
     if file_format == "wsinfer":
         return [
             f"A patch is {model.preprocessing.image_size} pixels, {model.preprocessing.image_size} times the "
@@ -141,21 +142,22 @@ def _write_checked(
     model: ModelFile,
     path: Path,
     file_format: str,
-    images: np.ndarray,
+    images: Sequence[str],
     spacing: float | None,
     command: str | None,
 ) -> None:
     """Write into a neighbouring folder, compare, and put in place what is right, with its report."""
+    compared, origin = _compared(model, images)
 
     def checked(folder: Path) -> dict[str, Any]:
         engine = WRITERS[file_format](model, folder, path.name, spacing)
-        parity = compare(engine, TorchEngine(model), images)
+        parity = compare(engine, TorchEngine(model), compared)
         if parity.faults:
             raise ModelFileError(
                 f"{path}: is not written, since it answers otherwise than the network: "
                 f"{'; '.join(parity.faults)}; tell the makers of Cervicyte."
             )
-        return {"engine": engine.describe(), **provenance(command), "parity": parity.to_json()}
+        return {"engine": engine.describe(), **provenance(command), **origin, "parity": parity.to_json()}
 
     _put_in_place(path, file_format, checked)
 
@@ -178,10 +180,13 @@ def _write_int8(
     model: ModelFile, path: Path, file_format: str, int8: Int8, images: Sequence[str], command: str | None
 ) -> None:
     """Write a graph in int8, measure what that costs, and put it in place only if that is next to nothing."""
-    calibrating, cells = _read(model, int8.calibration, MOST_CALIBRATING)
+    sources, found = drawn_sources(int8.calibration, MOST_CALIBRATING, SEED)
+    calibrating, cells = _read(model, sources)
     truth = None
+    drawn = {"calibrating_images": len(cells), "calibrating_images_found": found, "seed": SEED}
     if int8.held_out is None:
-        measuring, compared = _read(model, images, MOST_IN_INT8)
+        sources, drawn["images_found"] = drawn_sources(images, MOST_IN_INT8, SEED)
+        measuring, compared = _read(model, sources)
     else:
         measuring, compared, truth = _read_held_out(model, int8.held_out)
     refuse_what_calibrated(calibrating, measuring)
@@ -199,7 +204,7 @@ def _write_int8(
                 f"{path}: is not written, since int8 costs too much on {len(compared)} images: "
                 f"{'; '.join(faults)}; stay with float32, or with bfloat16, which needs no other file."
             )
-        origin = {"engine": engine.describe(), **provenance(command), "calibrating_images": len(cells)}
+        origin = {"engine": engine.describe(), **provenance(command), **drawn}
         return {**origin, "int8": cost, "parity": parity.to_json()}
 
     _put_in_place(path, file_format, checked)
@@ -210,11 +215,11 @@ def _logits(engine: Engine, images: np.ndarray) -> np.ndarray:
     return np.concatenate([engine.run(images[start : start + BATCH]).logits for start in starts])
 
 
-def _read(model: ModelFile, names: Sequence[str], most: int) -> tuple[list[bytes], np.ndarray]:
-    """Return the contents and the preprocessed images of at most so many files."""
+def _read(model: ModelFile, sources: Iterable[Source]) -> tuple[list[bytes], np.ndarray]:
+    """Return the contents and the preprocessed images of files."""
     size = model.preprocessing.image_size
     contents, found = [], [np.empty((0, size, size, 3), np.uint8)]
-    for source in itertools.islice(sources_of(names), most):
+    for source in sources:
         try:
             contents.append(source.read())
             found.append(model.preprocessing(read_image(contents[-1], name=source.name))[np.newaxis])
@@ -235,14 +240,14 @@ def _read_held_out(model: ModelFile, data: Path) -> tuple[list[bytes], np.ndarra
     return contents, load_cells(cells, model.preprocessing), truth
 
 
-def _compared(model: ModelFile, names: Sequence[str]) -> np.ndarray:
-    """Return the preprocessed images on which an export is compared."""
+def _compared(model: ModelFile, names: Sequence[str]) -> tuple[np.ndarray, dict[str, int]]:
+    """Return the preprocessed images on which an export is compared, and how they were drawn."""
     if not names:
-        return sample_cells(model.preprocessing)
-    _, found = _read(model, names, MOST_IMAGES)
-    if not len(found):
+        return sample_cells(model.preprocessing), {}
+    sources, found = drawn_sources(names, MOST_IMAGES, SEED)
+    if not sources:
         raise UsageError("--images names no image; name some, or leave it out.")
-    return found
+    return _read(model, sources)[1], {"images_found": found, "seed": SEED}
 
 
 # --- what computes by itself -----------------------------------------------------------------------

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -140,6 +141,19 @@ def sources_of(names: Sequence[str]) -> Iterator[Source]:
             yield from _of_uri(name)
         else:
             yield from _named(name)
+
+
+def drawn_sources(names: Sequence[str], most: int, seed: int = 0) -> tuple[list[Source], int]:
+    """Return at most so many images of what `sources_of` finds, in its order, and how many that are.
+
+    Of more, as many are drawn at random: the first by name may all be of one class, or of one slide.
+    """
+    sources = list(sources_of(names))
+    found = len(sources)
+    if found > most:
+        drawn = np.random.default_rng(seed).choice(found, most, replace=False)
+        sources = [sources[place] for place in sorted(drawn)]
+    return sources, found
 
 
 def _of_list(location: str) -> Iterator[Source]:
