@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from conftest import PROJECT
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from cervicyte.cli import app
@@ -26,6 +29,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import sha256_of_file
+from cervicyte.training.cells import normalised
 from cervicyte.training.loop import parameter_groups
 from cervicyte.training.recipe import read_recipe
 from cervicyte.training.start import first_network, refuse_few_cells, with_parents_settings
@@ -237,6 +241,45 @@ def test_what_stands_before_the_last_stage_goes_on_to_the_network_s_own_answer(p
     assert np.allclose(alone, means, rtol=0.05, atol=0.02 * np.abs(means).max())
     logits = last_stage.last_stage_logits(network, activations[3])
     assert np.allclose(logits, logits_of_means(network, alone), atol=0.05 * np.abs(logits).max())
+
+
+class LiveTensors(TorchDispatchMode):
+    """Knows how many bytes all tensors together take, at most, that were made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self._made.append(weakref.ref(out))
+        storages = [made.untyped_storage() for one in self._made if (made := one()) is not None]
+        self.most = max(self.most, sum({one.data_ptr(): one.nbytes() for one in storages}.values()))
+        return out
+
+
+class Wide(torch.nn.Module):
+    """Gives 64 channels for 3, as the stages of a network do."""
+
+    layers = ("layer3", "layer4")
+
+    def features(self, inputs, until):
+        return inputs[:, :1].repeat(1, 64, 1, 1)
+
+
+def test_turned_activations_are_held_once_on_the_way_to_their_place():
+    images = np.random.default_rng(0).integers(0, 256, (8 * last_stage.BATCH, 8, 8, 3)).astype(np.uint8)
+    live = LiveTensors()
+    with live:
+        activations = last_stage.turned_activations(cast(CBAMResNet50, Wide()), images, SMALL)
+    assert activations.shape == (4, len(images), 64, 8, 8)
+    assert live.most < 1.5 * activations.nbytes
+    inputs = normalised(torch.from_numpy(images).permute(0, 3, 1, 2), SMALL)[:, 0]
+    for turn in range(4):
+        right = torch.rot90(inputs, turn, (1, 2))
+        assert torch.equal(activations[turn, :, 5], right.to(activations.dtype))
 
 
 def test_the_last_stage_learns_what_its_cells_show_the_same_from_the_same_seed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 from cervicyte.cli import app
 from cervicyte.errors import UsageError
+from cervicyte.evaluation import learning_curve
 from cervicyte.evaluation.learning_curve import Answers, draw_cells, means_with_intervals
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.progress import SILENT
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 NAMES = ("Columnar", "Mild dysplasia", "Superficial squamous")
@@ -86,8 +89,40 @@ def test_other_classes_have_no_accuracy():
     assert np.isnan(means_with_intervals([answer], truth, groups, NAMES)["accuracy"].value)
 
 
+def test_the_activations_of_every_cell_are_found_and_held_once(monkeypatch):
+    torch.manual_seed(0)
+    model = ModelFile(CBAMResNet50(2), ("a", "b"), Preprocessing(canvas_size=32, image_size=32))
+    raw = list(np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8))
+    made, right = [], learning_curve.turned_activations
+
+    def kept(*given, **named):
+        made.append(right(*given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(learning_curve, "turned_activations", kept)
+    training, tested = np.array([1, 4, 5]), np.array([3, 0])
+    seen = learning_curve._seen(model, raw, training, tested, True, SILENT)
+    assert seen.activations is made[0]
+    assert torch.equal(seen.turned(np.array([5, 1])), made[0][:, [2, 0]])
+    assert torch.equal(seen.as_they_are(tested), made[1][0][[1, 0]])
+    everything = np.arange(len(raw))
+    seen = learning_curve._seen(model, raw, everything, everything, True, SILENT)
+    assert torch.equal(seen.as_they_are(tested), made[2][0][[3, 0]])
+    assert len(made) == 3
+
+
 @pytest.mark.parametrize("adapt", [False, True])
-def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path, adapt):
+def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path, adapt, monkeypatch):
+    held: list[weakref.ref] = []
+    right = learning_curve._seen
+
+    def kept(*given):
+        assert not any(one() for one in held)  # two at once may be more than there is memory
+        seen = right(*given)
+        held.append(weakref.ref(seen))
+        return seen
+
+    monkeypatch.setattr(learning_curve, "_seen", kept)
     rng = np.random.default_rng(0)
     for label, level in (("normal_superficiel", 30), ("normal_columnar", 90), ("light_dysplastic", 150)):
         (tmp_path / "cells" / label).mkdir(parents=True)

@@ -45,27 +45,28 @@ def turned_activations(
 
     Args:
         network: is put into evaluation mode, and on the GPU if there is one; the result is on the CPU.
-        images: uint8 [N, S, S, 3], preprocessed.
+        images: uint8 [N, S, S, 3], preprocessed; one at least.
         preprocessing: that they went through; says how they are normalised.
         progress: is told of every batch.
         turns: of each image; the first leaves it as it is.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.eval().to(device, memory_format=torch.channels_last)
-    of_turns: list[Tensor] = []
+    found: Tensor | None = None  # gigabytes of some hundred cells, so that they are written to their place
     progress.start("Features of turned cells", turns * len(images))
     for turn in range(turns):
-        batches = []
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
             turned = torch.rot90(batch, turn, (2, 3)).to(device)
             with _autocast(device):
-                found = network.features(normalised(turned, preprocessing), _before_last_stage(network))
-            batches.append(found.cpu())
+                values = network.features(normalised(turned, preprocessing), _before_last_stage(network))
+            if found is None:
+                found = torch.empty((turns, len(images), *values.shape[1:]), dtype=values.dtype)
+            found[turn, start : start + len(batch)] = values.cpu()
             progress.advance(len(batch))
-        of_turns.append(torch.cat(batches))
     progress.close()
-    return torch.stack(of_turns)
+    assert found is not None
+    return found
 
 
 @torch.no_grad()

@@ -115,14 +115,30 @@ class Seen:
     Attributes:
         network: that sees them.
         stages: see `pooled_features`.
-        activations, means: see `turned_activations` and `last_stage_means`; None if the last stage stands
-            still.
+        means: see `last_stage_means`; None if the last stage stands still.
+        activations: likewise, of each turn of the cells that train, see `turned_activations`.
+        upright: of the cells that are tested alone, as they are; None if there are none.
+        places: of the rows of both, in their order, int arrays that rise.
     """
 
     network: CBAMResNet50
     stages: dict[str, np.ndarray]
-    activations: Tensor | None = None
     means: np.ndarray | None = None
+    activations: Tensor | None = None
+    upright: Tensor | None = None
+    places: tuple[np.ndarray, np.ndarray] = (np.empty(0, int), np.empty(0, int))
+
+    def turned(self, cells: np.ndarray) -> Tensor:
+        """Return every turn's activations of cells that train, [turns, N, K, h, w]."""
+        assert self.activations is not None
+        return self.activations[:, _rows(cells, self.places[0])]
+
+    def as_they_are(self, cells: np.ndarray) -> Tensor:
+        """Return the activations of cells that are tested, [N, K, h, w]: all train, or none does."""
+        assert self.activations is not None
+        if self.upright is None:
+            return self.activations[0, _rows(cells, self.places[0])]
+        return self.upright[_rows(cells, self.places[1])]
 
 
 def learning_curve(
@@ -201,7 +217,8 @@ def learning_curve(
             if adapt:
                 training, tested = np.unique(np.concatenate(list(one.training.values()))), one.tested
                 of_draw = _adapted_elsewhere(model, raw, tested, progress)
-            seen = _seen(of_draw, raw, training, tested, last_stage, progress)
+            seen = None  # what the draw before has seen goes first: it takes gigabytes
+            seen = _seen(of_draw, raw, training, tested, last_stage and bool(fitted_counts), progress)
         features = {
             LAST_STAGE: seen.stages["stage4"],
             TWO_STAGES: np.concatenate([seen.stages["stage2"], seen.stages["stage4"]], axis=1),
@@ -333,13 +350,12 @@ def _learnt(
     The loss on inner folds is that of the regression before, and says nothing of what came after: none.
     """
     chosen = draw.training[count]
-    assert seen.activations is not None
     assert seen.means is not None
     fit, weights = _regression(seen.means, truth, groups, class_names, chosen, seed)
     learnt = copy.deepcopy(seen.network)
     set_classifier(learnt, fit)
-    train_last_stage(learnt, seen.activations[:, torch.from_numpy(chosen)], truth[chosen], weights, seed)
-    probabilities = softmax(last_stage_logits(learnt, seen.activations[0, torch.from_numpy(draw.tested)]))
+    train_last_stage(learnt, seen.turned(chosen), truth[chosen], weights, seed)
+    probabilities = softmax(last_stage_logits(learnt, seen.as_they_are(draw.tested)))
     score = probabilities[:, _abnormal(class_names)].sum(1)
     return Answers(draw.tested, score, probabilities.argmax(1), strength=fit.strength)
 
@@ -371,13 +387,20 @@ def _seen(
         return Seen(model.network, stages)
     trains = np.isin(cells, training)
     turned = turned_activations(model.network, images[trains], model.preprocessing, progress)
-    means = _by_place(last_stage_means(model.network, turned), training, len(raw))
-    activations = torch.full((len(turned), len(raw), *turned.shape[2:]), torch.nan, dtype=turned.dtype)
-    activations[:, torch.from_numpy(training)] = turned
+    means = _by_place(last_stage_means(model.network, turned), cells[trains], len(raw))
+    upright = None
     if not trains.all():  # who is tested alone is asked as it is
-        upright = turned_activations(model.network, images[~trains], model.preprocessing, progress, turns=1)
-        activations[0, torch.from_numpy(cells[~trains])] = upright[0]
-    return Seen(model.network, stages, activations, means)
+        upright = turned_activations(model.network, images[~trains], model.preprocessing, progress, turns=1)[
+            0
+        ]
+    return Seen(model.network, stages, means, turned, upright, (cells[trains], cells[~trains]))
+
+
+def _rows(cells: np.ndarray, places: np.ndarray) -> Tensor:
+    """Return the rows of cells among those whose places are given, in rising order."""
+    rows = np.searchsorted(places, cells)
+    assert np.array_equal(places[rows], cells)
+    return torch.from_numpy(rows)
 
 
 def _by_place(values: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
