@@ -17,11 +17,20 @@ from PIL import Image
 from serving import CLASSES, api_of, encoded, png_of, png_that_states, small_classifier
 
 from cervicyte.dashboard import api, limits
-from cervicyte.dashboard.api import Answers, PredictRequest, answer_schema, plain_name
+from cervicyte.dashboard.api import (
+    Answers,
+    Model,
+    PredictRequest,
+    about_model,
+    answer_schema,
+    plain_name,
+)
+from cervicyte.dashboard.model_view import limits as limits_of
 from cervicyte.dashboard.problems import Problem
 from cervicyte.evaluation.familiarity import Judgement
 from cervicyte.explanation.colours import overlay
 from cervicyte.inference.classifier import Classifier, Prediction
+from cervicyte.network.description import Metadata
 from cervicyte.network.model_file import weights_hash
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -175,6 +184,14 @@ def test_the_model_tells_what_it_is(client, classifier):
     assert about["default_layer"] in about["layers"]
     assert about["card"].startswith("# Model card")
     assert about["notes"] == list(classifier.answerer.notes)
+
+
+def test_api_and_page_say_why_another_engine_answers(classifier, monkeypatch):
+    said = "openvino answers, since onnx cannot open the graph."
+    monkeypatch.setattr(classifier.engine, "note", said)
+    about = about_model(classifier, Model(name="a", sha256="b", version="c"))
+    assert about.notes[-1] == said
+    assert said in limits_of(classifier, Metadata())
 
 
 def test_health_and_readiness(client, classifier):

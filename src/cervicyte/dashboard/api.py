@@ -344,7 +344,7 @@ def about_model(classifier: Classifier, model: Model) -> AboutModel:
         layers=list(classifier.layers),
         default_method=cam.DEFAULT_METHOD,
         default_layer=classifier.default_layer,
-        notes=list(classifier.answerer.notes),
+        notes=list(classifier.notes),
         cross_validation={name: Figure.model_validate(figure) for name, figure in figures.items()},
         card=model_card(classifier.model),
         limits=Limits(),
@@ -357,7 +357,7 @@ class Asking:
     def __init__(self, classifier: Classifier, model_name: str, batcher: Batcher, monitor: Monitor) -> None:
         """Take what `build_api` was given."""
         self.model = Model(name=model_name, sha256=classifier.weights_sha256, version=__version__)
-        self.notes = list(classifier.answerer.notes)
+        self.notes = list(classifier.notes)
         self.batcher = batcher
         self.monitor = monitor
         self.bodies = Bodies()

@@ -160,7 +160,7 @@ def limits(classifier: Classifier, about: Metadata) -> list[str]:
         "It judges single cells, not slides and not patients, and no decision about a person may rest on it.",
         absent_sentence(classifier.class_names),
         *(str(caveat) for caveat in about.caveats or ()),
-        *classifier.answerer.notes,
+        *classifier.notes,
         "Cells of another laboratory, stain or camera may be answered wrongly with high confidence; the mark "
         "“unlike training cells” finds many of them, not all.",
     ]
