@@ -81,5 +81,5 @@ def test_predict_asks_nothing_of_the_internet(name, proxy, tmp_path):
     run_at_home(["-m", "cervicyte", "predict", str(cell), "--engine", name], address, tmp_path)
     assert asked == []
     left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
-    assert left <= {"predictions.csv", "predictions.json", ".cache"}
+    assert left <= {"predictions.csv", "predictions.csv.json", ".cache"}
     assert [path.name for path in tmp_path.glob(".cache/*")] in ([], ["cervicyte"])
