@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -466,3 +467,40 @@ def test_control_c_ends_the_server_in_good_order(model_path, samples):
     assert server.returncode == 0
     assert "Dashboard ended." in said
     assert "Traceback" not in complained
+
+
+# The server as the page's script sees it: it ends the stream of answers although another question was put in
+# that moment, and tells its answer to whoever listens next.
+ANOTHER_SERVER = """
+const said = [
+  [{msg: "process_completed", event_id: "first"}, {msg: "close_stream"}],
+  [{msg: "process_completed", event_id: "second"}, {msg: "close_stream"}],
+];
+window.listened = 0;
+window.fetch = async (url) => {
+  const late = url.includes("second") ? 50 : 100 * window.listened;
+  await new Promise((resolve) => setTimeout(resolve, late));
+  if (url.includes("join")) return new Response(JSON.stringify({event_id: url.split("=")[1]}));
+  const messages = said[window.listened++].map((one) => `data: ${JSON.stringify(one)}\\n\\n`);
+  return new Response(new Blob(messages).stream());
+};
+"""
+ASK_TWICE = """async () => {
+  await fetch("/queue/join?=first");
+  const second = fetch("/queue/join?=second");
+  const stream = await fetch("/queue/data?session_hash=a");
+  await second;
+  return (await stream.text()).match(/first|second|close_stream/g);
+}"""
+
+
+def test_what_is_asked_while_the_stream_of_answers_ends_is_answered(browser):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto("about:blank")
+    page.evaluate(f"() => {{ {ANOTHER_SERVER} }}")
+    script = (PROJECT / "src" / "cervicyte" / "dashboard" / "script.js").read_text()
+    page.evaluate(f"() => {{ {script.partition('// What the dashboard does')[0]} }}")
+    assert page.evaluate(ASK_TWICE.replace('"/', '"http://a/')) == ["first", "second", "close_stream"]
+    assert page.evaluate("listened") == 2
+    context.close()

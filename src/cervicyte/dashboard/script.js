@@ -1,3 +1,60 @@
+// Gradio ends the stream of a page's answers as soon as none is outstanding. What is asked in that very moment is
+// answered into no stream, and the page would wait for ever (Gradio 6.31, `queue/join` and `queue/data`). So the
+// end is held back while an answer is outstanding, and the next stream is read into the same one.
+(() => {
+  if (window.cervicyte) return;
+  const plain = window.fetch;
+  let asking = 0; // questions on their way, whose answers have no name yet
+  const outstanding = new Set();
+  const early = new Set(); // answered before we knew that they were asked
+  const encoder = new TextEncoder();
+  window.fetch = async (input, init) => {
+    const path = new URL(input?.url ?? input, location.href).pathname;
+    if (path.endsWith("/queue/join")) return ask(input, init);
+    const response = await plain(input, init);
+    return response.ok && path.endsWith("/queue/data") ? throughout(response, () => plain(input, init)) : response;
+  };
+  async function ask(input, init) {
+    asking += 1;
+    try {
+      const response = await plain(input, init);
+      const name = response.ok && (await response.clone().json()).event_id;
+      if (name && !early.delete(name)) outstanding.add(name);
+      return response;
+    } finally {
+      asking -= 1;
+    }
+  }
+  function throughout(first, again) {
+    const body = new ReadableStream({
+      async start(to) {
+        try {
+          for (let response = first; response; ) {
+            let ended = false, rest = "";
+            const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+            for (let part = await reader.read(); !part.done; part = await reader.read()) {
+              const blocks = (rest + part.value).split("\n\n");
+              rest = blocks.pop();
+              for (const block of blocks) {
+                const said = block.startsWith("data:") ? JSON.parse(block.slice(5)) : {};
+                if (said.msg === "process_completed" && !outstanding.delete(said.event_id)) early.add(said.event_id);
+                ended = said.msg === "close_stream" && (asking > 0 || outstanding.size > 0);
+                if (!ended) to.enqueue(encoder.encode(block + "\n\n"));
+              }
+            }
+            response = ended ? await again() : null;
+          }
+          to.close();
+        } catch (error) {
+          outstanding.clear(); // it was broken off: the page says so, or asks anew
+          try { to.error(error); } catch { /* nobody listens */ }
+        }
+      },
+    });
+    return new Response(body, { status: first.status, headers: first.headers });
+  }
+})();
+
 // What the dashboard does in the browser: the list's filter and keys, the picture's zoom and sliders, pasting
 // and saving. It asks the server only through `send`, which the page's bridge fills in, see page.py.
 (() => {
