@@ -25,19 +25,15 @@ import numpy as np
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.evaluation.ablation import (
     BASE,
-    FIGURES,
     TITLES,
     ablate,
-    as_json,
-    bootstrap_estimates,
-    elsewhere_statistic,
+    elsewhere_against,
     figures_against,
-    interval_text,
     judged_cells,
     read_plan,
 )
-from cervicyte.evaluation.elsewhere import ANSWERS_NAME
-from cervicyte.evaluation.tables import read_predictions
+from cervicyte.evaluation.cross_validation_page import interval_text
+from cervicyte.evaluation.elsewhere import FIGURES
 from cervicyte.images.reader import read_image
 from cervicyte.images.segmentation import segment
 from cervicyte.progress import Progress, TerminalProgress
@@ -64,36 +60,34 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/nucleus_framing.py", *sys.argv[1:]])
     progress = TerminalProgress()
     plan = read_plan(options.plan, {"backbone": str(options.backbone)})
-    framed = {}
-    unfound = {}
+    cut, unfound = {}, {}
     for data in (options.data, options.elsewhere):
-        framed[data] = options.out / "cells" / data.name
-        unfound[data.name] = frame_all(data, framed[data], options.diameters, progress)
+        cut[data] = options.out / "cells" / data.name
+        unfound[data.name] = frame_all(data, cut[data], options.diameters, progress)
     trained = options.out / "ablation"
     ablate(
-        framed[options.data],
+        cut[options.data],
         trained,
         plan,
         only=[BASE],
-        elsewhere=framed[options.elsewhere],
+        elsewhere=cut[options.elsewhere],
         command=command,
         progress=progress,
     )
-    folders = [root / BASE for root in (options.base, trained)]
-    before, after = (judged_cells(folder, plan.judged) for folder in folders)
+    base, own = (root / BASE for root in (options.base, trained))
+    before, after = (judged_cells(folder, plan.judged) for folder in (base, own))
     assert before is not None
     assert after is not None
-    at_home = figures_against(before, after, plan_classes(framed[options.data]))
     content: dict[str, Any] = {
         "notice": RESEARCH_USE_ONLY,
         "data": options.data.name,
-        "elsewhere": options.elsewhere.name,
+        "foreign": options.elsewhere.name,
         "diameters": options.diameters,
         "without_nucleus": unfound,
         "cells": len(after),
         "groups": int(after["group"].nunique()),
-        "at_home": at_home,
-        "there": compared_elsewhere(folders, plan.judged),
+        "at_home": figures_against(before, after, read_dataset(options.data).classes),
+        **elsewhere_against(base, own, plan.judged),
         "seed": plan.seed,
         "provenance": provenance(command),
     }
@@ -145,43 +139,16 @@ def framed(image: np.ndarray, diameters: float) -> np.ndarray | None:
     return image[top : top + side, left : left + side]
 
 
-def plan_classes(data: Path) -> tuple[str, ...]:
-    """Return the class names of a data set, in its order."""
-    return read_dataset(data).classes
-
-
-def compared_elsewhere(folders: list[Path], judged: tuple[int, ...]) -> dict[str, Any]:
-    """Return the figures on another laboratory's cells, before, after, and their paired difference."""
-    tables = [
-        [read_predictions(folder / f"inner_{fold}" / ANSWERS_NAME) for fold in judged] for folder in folders
-    ]
-    before, after = (elsewhere_statistic(one) for one in tables)
-    groups = tables[0][0]["group"]
-    found = {
-        "before": bootstrap_estimates(groups, before),
-        "figures": bootstrap_estimates(groups, after),
-        "differences": bootstrap_estimates(groups, lambda weights: after(weights) - before(weights)),
-    }
-    return {
-        "cells": len(groups),
-        "groups": int(groups.nunique()),
-        **{
-            name: {key: as_json(one) for key, one in zip(FIGURES, estimates, strict=True)}
-            for name, estimates in found.items()
-        },
-    }
-
-
 def page_of(content: dict[str, Any]) -> str:
     """Return the comparison as Markdown."""
-    home, there, origin = content["at_home"], content["there"], content["provenance"]
+    home, there, origin = content["at_home"], content["elsewhere"], content["provenance"]
     rows = [
         f"| {title} | {interval_text(home['figures'][name], name)} | "
         f"{interval_text(home['differences'][name], name, signed=True)} |"
         for name, title in TITLES.items()
     ]
     rows += [
-        f"| abnormal AUC on {content['elsewhere']}, {title} | "
+        f"| abnormal AUC on {content['foreign']}, {title} | "
         f"{interval_text(there['figures'][name], 'abnormal_auc')} | "
         f"{interval_text(there['differences'][name], 'abnormal_auc', signed=True)} |"
         for name, title in FIGURES.items()

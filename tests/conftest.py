@@ -31,3 +31,14 @@ def draw_two_classes(root: Path, fields: int, cells: int, names: tuple[str, str]
                 pixels = (rng.integers(0, 120, (40, 50, 3)) + level).astype(np.uint8)
                 Image.fromarray(pixels).save(root / label / f"{field:03d}_{cell:02d}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums are the same each time: several threads add them up in another order."""
+    import torch  # which some installations that are tested do not have
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -188,7 +188,7 @@ def test_the_model_tells_what_it_is(client, classifier):
 
 def test_api_and_page_say_why_another_engine_answers(classifier, monkeypatch):
     said = "openvino answers, since onnx cannot open the graph."
-    monkeypatch.setattr(classifier.engine, "note", said)
+    monkeypatch.setattr(classifier.engine, "notes", (said,))
     about = about_model(classifier, Model(name="a", sha256="b", version="c"))
     assert about.notes[-1] == said
     assert said in limits_of(classifier, Metadata())

@@ -40,6 +40,8 @@ from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = AuditSettings(
     cells=6,
     methods=("grad-cam++", "hirescam"),
@@ -49,15 +51,6 @@ SETTINGS = AuditSettings(
     stability_cells=2,
     percentiles=(50,),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Gradients are sums, and several threads add them up in another order each time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from cervicyte.errors import UsageError
 from cervicyte.explanation import cam
 from cervicyte.network.resnet import CBAMResNet50
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 5
 ORACLES = {
     "grad-cam": pytorch_grad_cam.GradCAM,
@@ -33,14 +35,6 @@ SHORTHANDS = {"grad-cam": cam.grad_cam, "grad-cam++": cam.grad_cam_plus_plus} | 
     "hirescam": cam.hirescam,
     "layercam": cam.layercam,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_network(placement="stage", seed=0):

@@ -31,15 +31,9 @@ from cervicyte.network.model_file import ModelFile
 from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = ("Dyskeratotic", "Parabasal", "a/b <c> & d")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -282,7 +282,7 @@ def test_of_a_graph_that_onnx_runtime_cannot_open_auto_takes_openvino_and_says_s
     about = json.loads((tmp_path / "rows.csv.json").read_text())
     assert about["engine"]["name"] == "openvino"
     assert any("openvino answers" in note for note in about["notes"])
-    assert not cervicyte.load_model(folder / "m.onnx").engine.note
+    assert not cervicyte.load_model(folder / "m.onnx").engine.notes
 
 
 def test_a_graph_that_no_engine_opens_is_one_sentence_with_the_reason_of_each(folder, tmp_path):

@@ -151,7 +151,7 @@ def test_options_of_ray_are_refused_without_it(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(one_thread):  # as a worker has
     """Two machines with a processor each, as far as Ray can tell."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     for name, value in on_ray.QUIET.items():
@@ -159,8 +159,6 @@ def cluster(tmp_path_factory):
     import ray
     from ray.cluster_utils import Cluster
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker has
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)
@@ -168,7 +166,6 @@ def cluster(tmp_path_factory):
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

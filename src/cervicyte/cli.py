@@ -878,7 +878,7 @@ def explain(
         arrays=arrays,
         with_verdicts=verdict,
         force=force,
-        notes=[*notes, *([classifier.engine.note] if classifier.engine.note else [])],
+        notes=[*notes, *classifier.engine.notes],
         engine=None if by_torch else classifier.engine,
         command=_command_line(),
         progress=TerminalProgress(),

@@ -170,7 +170,9 @@ def read_images_or_dataset(root: Path) -> list[Cell] | list[Path]:
         return [root]
     if not root.exists():
         raise DatasetError(f"{root}: there is no such image, folder or manifest; check the path.")
-    if root.is_dir() and _list_as_added(root) is None:
+    if root.is_dir() and (added := _list_as_added(root)):
+        return list(_settled(root, added, known_groups=True).cells)
+    if root.is_dir():
         folders, images, _ = _look_into(root)
         if images and not folders:
             return _without_masks(_Listing(root), root, images)

@@ -288,17 +288,17 @@ def _train_and_judge(
             (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
         return float(history["seconds"].sum())
 
-    if variant.seeds == 1:
-        parts = [folder]
-        seconds = trained(recipe, folder)
-        model = load_model_file(folder / MODEL_NAME)
-    else:
-        parts = [folder / f"seed_{recipe.seed + at}" for at in range(variant.seeds)]
-        seconds = 0.0
-        for at, part in enumerate(parts):
-            progress.say(f"seed {recipe.seed + at}, network {at + 1} of {variant.seeds}")
-            seconds += trained(recipe.model_copy(update={"seed": recipe.seed + at}), part)
-        model = soup([part / MODEL_NAME for part in parts])
+    parts = {folder: recipe}
+    if variant.seeds > 1:
+        seeds = range(recipe.seed, recipe.seed + variant.seeds)
+        parts = {folder / f"seed_{seed}": recipe.model_copy(update={"seed": seed}) for seed in seeds}
+    seconds = 0.0
+    for part, own in parts.items():
+        if variant.seeds > 1:
+            progress.say(f"seed {own.seed}, one of {variant.seeds}")
+        seconds += trained(own, part)
+    files = [part / MODEL_NAME for part in parts]
+    model = soup(files) if variant.seeds > 1 else load_model_file(files[0])
     probabilities = softmax(logits_of(model, judging.images, progress, flips=variant.flips))
     labels = [cell.label for cell in judged]
     write_table(predictions_table(judged, labels, probabilities, dataset.classes), folder / JUDGED_NAME)
@@ -314,8 +314,8 @@ def _train_and_judge(
         },
     )
     if not keep_models:
-        for part in parts:
-            (part / MODEL_NAME).unlink()
+        for file in files:
+            file.unlink()
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def summary_of(
             folders = [out / _folder_name(name) / f"inner_{fold}" for fold in plan.judged]
             about = [json.loads((folder / ABOUT_NAME).read_text(encoding="utf-8")) for folder in folders]
             row |= figures_against(base, table, rest.classes)
-            row |= _elsewhere_against(out, name, plan.judged)
+            row |= elsewhere_against(out / _folder_name(BASE), out / _folder_name(name), plan.judged)
             row |= {
                 "minutes": round(sum(one["minutes"] for one in about), 1),
                 "parameters": about[0]["parameters"],
@@ -399,12 +399,10 @@ def figures_against(
     }
 
 
-def _elsewhere_against(out: Path, name: str, judged: Sequence[int]) -> dict[str, Any]:
-    """Return the figures on another laboratory's cells, and what they exceed the base's by, paired; nothing
-    where the networks were not asked of them."""
-    mine, before = (
-        [out / _folder_name(one) / f"inner_{fold}" / ANSWERS_NAME for fold in judged] for one in (name, BASE)
-    )
+def elsewhere_against(base: Path, folder: Path, judged: Sequence[int]) -> dict[str, Any]:
+    """Return a variant's figures on another laboratory's cells, and what they exceed the base's by, paired;
+    nothing where the networks were not asked of them."""
+    mine, before = ([one / f"inner_{fold}" / ANSWERS_NAME for fold in judged] for one in (folder, base))
     if not all(path.is_file() for path in (*mine, *before)):
         return {}
     tables = [[read_predictions(path) for path in paths] for paths in (mine, before)]

@@ -103,7 +103,7 @@ def engine_for(
     if right:
         engine = _fastest(right, model, digest())
         if wrong:
-            engine.note = f"{engine.name} answers, since {' and '.join(wrong)}."
+            engine.notes = (f"{engine.name} answers, since {' and '.join(wrong)}.",)
         return engine
     if not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
         raise UsageError(

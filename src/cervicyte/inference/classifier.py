@@ -107,7 +107,7 @@ class Classifier:
     @property
     def notes(self) -> tuple[str, ...]:
         """What whoever reads the answers must know, a sentence each: of the model, and of its engine."""
-        return (*self.answerer.notes, *([self.engine.note] if self.engine.note else []))
+        return (*self.answerer.notes, *self.engine.notes)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -36,8 +36,7 @@ class Engine(ABC):
         precisions: that it has.
         reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
-        note: why it answers and not another that is installed, a sentence; empty where there is no such
-            reason.
+        notes: why it answers and not another that is installed, a sentence, where there is such a reason.
     """
 
     name: ClassVar[str]
@@ -46,7 +45,7 @@ class Engine(ABC):
     precisions: ClassVar[tuple[Precision, ...]]
     reads: ClassVar[tuple[str, ...]] = ()
     precision: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
