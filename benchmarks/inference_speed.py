@@ -14,8 +14,7 @@ familiarity besides.
 A forward pass is of the same network, engine, precision and batch. The processor's rate is that of the best
 square product of 1024 to 4096 in torch, at the same precision, in the same round.
 
-Where there is a CUDA device, batches of 256 go to it from this machine's memory and come back as what an
-answer needs, with maps and without, against the same network on a batch that lies on the device.
+A GPU has a benchmark of its own, `gpu_speed.py`.
 """
 
 from __future__ import annotations
@@ -40,16 +39,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from cervicyte import load_model
 from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.synthetic import SAMPLES
-from cervicyte.evaluation.features import stage_activations
 from cervicyte.evaluation.predictions import BATCH
-from cervicyte.explanation.controls import network_input
 from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import Precision, thread_count
 from cervicyte.inference.predict import predict
-from cervicyte.inference.torch_engine import TorchEngine
-from cervicyte.network.resnet import CBAMResNet50
 from cervicyte.provenance import provenance, write_json
 
 ENGINES: tuple[tuple[str, Precision], ...] = (
@@ -58,7 +53,6 @@ ENGINES: tuple[tuple[str, Precision], ...] = (
     ("openvino", "float32"),
     ("openvino", "bfloat16"),
 )
-GPU_BATCH = 256
 BEST = ("openvino", "bfloat16")
 OF_THE_ORIGINAL = 4  # images a round; they are slow
 PRODUCTS = (1024, 2048, 4096)
@@ -69,7 +63,6 @@ GOALS = {
     "share_of_the_processors_rate": 1.0,
     "forward_passes_with_maps": 1.5,
     "cold_start_s": 4.0,
-    "share_of_a_resident_batch_on_a_gpu": 0.8,
 }
 
 
@@ -177,52 +170,6 @@ def measure(paths: list[Path], rounds: int, batch: int) -> dict[str, Any]:
     }
 
 
-def on_gpu(paths: list[Path], rounds: int) -> list[dict[str, Any]] | None:
-    """Return rates of batches of `GPU_BATCH` on a CUDA device; None where there is none."""
-    if not torch.cuda.is_available():
-        return None
-    found: list[dict[str, Any]] = []
-    for precision in ("float32", "bfloat16"):
-        classifier = load_model(device="cuda", engine="torch", precision=precision)
-        engine = classifier.engine
-        assert isinstance(engine, TorchEngine)
-        images = classifier.preprocessed([read_image(path) for path in (paths * GPU_BATCH)[:GPU_BATCH]])
-        resident = network_input(classifier.torch_model(), images).to(engine._network.conv1.weight.dtype)
-
-        def resident_pass(network: CBAMResNet50 = engine._network, batch: torch.Tensor = resident) -> None:
-            with torch.inference_mode():
-                stage_activations(network, batch)  # all but one small product
-            torch.cuda.synchronize()
-
-        works: dict[str, Callable[[], object]] = {
-            "resident": resident_pass,
-            "without_maps": partial(engine.run, images),
-            "with_maps": partial(engine.run, images, evidence=True),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in works}
-        for number in range(rounds + 3):
-            for name, work in works.items():
-                rate = GPU_BATCH / seconds_of(work)
-                if number >= 3:  # the first rounds choose algorithms and fill memory
-                    rates[name].append(rate)
-        shares = {
-            f"share_{name}": spread(
-                [one / two for one, two in zip(rates[name], rates["resident"], strict=True)]
-            )
-            for name in ("without_maps", "with_maps")
-        }
-        found.append(
-            {
-                "device": torch.cuda.get_device_name(),
-                "engine": engine.describe(),
-                "batch": GPU_BATCH,
-                "images_per_second": {name: spread(values) for name, values in rates.items()},
-                **shares,
-            }
-        )
-    return found
-
-
 def rows_of(classifier: Classifier, paths: list[Path]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         predict(classifier, [str(path) for path in paths], Path(folder) / "rows.csv")
@@ -260,7 +207,6 @@ def main() -> None:
         "load_average_1_min": round(os.getloadavg()[0], 2),
         "cold_start_s": spread(cold_start(3)),
         **measure(paths, arguments.rounds, arguments.batch),
-        "gpu": on_gpu(paths, arguments.rounds),
         "goals": GOALS,
         "size_pixels": load_model(device="cpu").model.preprocessing.image_size,
     }

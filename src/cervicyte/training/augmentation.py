@@ -38,9 +38,9 @@ class StainJitter(v2.Transform):
         factors = 1 + self.strength * (2 * torch.rand(3) - 1)
         # Unmix, scale and mix again are three linear maps: one matrix, applied to the densities.
         change = STAIN_UNMIXING @ torch.diag(factors) @ STAIN_DENSITIES
-        density = DENSITY_OF_BYTE[inpt.int()]
-        changed = torch.einsum("chw,cd->dhw", density, change)
-        return torch.exp(-changed).mul_(256).sub_(1).round_().clamp_(0, 255).to(torch.uint8)
+        density = torch.from_numpy(cv2.LUT(_pixels(inpt), DENSITY_OF_BYTE.numpy()[None]))
+        changed = torch.exp(density @ -change).mul_(256).sub_(1).round_().clamp_(0, 255).to(torch.uint8)
+        return changed.permute(2, 0, 1).contiguous()
 
 
 DENSITY_OF_BYTE = -torch.log((torch.arange(256) + 1) / 256)
@@ -176,7 +176,8 @@ class SensorNoise(v2.Transform):
         """Map uint8 [3, H, W] to uint8 [3, H, W]."""
         at_white, by_light = self.largest * torch.rand(1), torch.rand(1)
         deviation_of_byte = at_white * torch.sqrt(1 - by_light + by_light * torch.arange(256) / 255)
-        noise = torch.randn(inpt.shape) * deviation_of_byte[inpt.int()]
+        deviation = torch.from_numpy(cv2.LUT(inpt.numpy(), deviation_of_byte.numpy()[None]))
+        noise = torch.randn(inpt.shape).mul_(deviation)
         return noise.add_(inpt).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -293,8 +294,8 @@ def _chain(settings: Augmentation) -> v2.Transform:
 
 def _through_tables(image: Tensor, levels: Tensor) -> Tensor:
     """Map each channel's grey levels, uint8 [3, H, W], to the new ones in `levels`, float [3, 256]."""
-    tables = levels.round().clamp(0, 255).to(torch.uint8)
-    return torch.stack([table[channel.int()] for table, channel in zip(tables, image, strict=True)])
+    tables = levels.round().clamp(0, 255).to(torch.uint8).T.contiguous().numpy()
+    return _image(cv2.LUT(_pixels(image), tables[None]))
 
 
 def _mirrored(pixels: np.ndarray, before: int, after: int, border: int) -> np.ndarray:
