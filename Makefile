@@ -11,7 +11,7 @@ RUNS ?= runs
 PRICES ?= 0.02,0.05,0.10
 
 .PHONY: help setup demo test lint types test-full lowest wheel docs notebooks sipakmed herlev probe-folds optimism optimism-finetuned inspection \
-  twins leakage ablation folds folds-by-cell fold-figures programme release together learning-curve adapted-curve last-stage-curve drawn-cells audit benchmark clean
+  twins leakage ablation folds folds-by-cell fold-figures programme release together learning-curve adapted-curve last-stage-curve drawn-cells all-stages audit benchmark clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -182,6 +182,24 @@ ablation: setup ## compare variants of the recipe on inner groups; 20 minutes a 
 	$(BIN)/cervicyte ablate $(SHARED)/data/sipakmed recipes/plans/ablation.yaml --out docs/results/ablation --elsewhere $(SHARED)/data/herlev \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
 
+# One process a fold trains all five at once on one GPU. The weights on all cells: `cervicyte release` with these folds.
+ALL_STAGES = $(BIN)/cervicyte cross-validate $(SHARED)/data/sipakmed --recipe recipes/all-stages.yaml --set workers=3 \
+  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/all_stages_folds
+all-stages: setup ## what it brings to train every stage, with its ablation; 10 minutes on a GPU, a day on two cores
+	$(BIN)/cervicyte ablate $(SHARED)/data/sipakmed recipes/plans/all_stages.yaml --out docs/results/all_stages/ablation \
+	  --elsewhere $(SHARED)/data/herlev --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors
+	for fold in 0 1 2 3 4; do $(ALL_STAGES) --only-fold $$fold & done; wait
+	$(ALL_STAGES)
+	$(BIN)/cervicyte robustness $(RUNS)/all_stages_folds/seed_0/fold_* --data $(SHARED)/data/sipakmed --cells 700 \
+	  --out docs/results/all_stages/robustness
+	$(BIN)/cervicyte elsewhere $(RUNS)/all_stages_folds/seed_0/fold_* --data $(SHARED)/data/herlev --adapt 64,200 --draws 1 \
+	  --out docs/results/all_stages/elsewhere
+	mkdir -p docs/results/all_stages/folds
+	for name in cross_validation.md cross_validation.json cross_validation.csv predictions.csv calibration.json; do \
+	  cp $(RUNS)/all_stages_folds/$$name docs/results/all_stages/folds/ || exit 1; \
+	done
+	$(BIN)/python benchmarks/all_stages_page.py
+
 audit: sipakmed ## what the explanations of the network of `make sipakmed` are worth; 50 minutes, resumable
 	$(BIN)/cervicyte audit $(RUNS)/sipakmed/best_model.pth --data $(SHARED)/data/sipakmed \
 	  --split $(RUNS)/sipakmed/split.csv --no-images --out $(RUNS)/audit --resume
@@ -198,6 +216,8 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
 	$(BIN)/python benchmarks/inference_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/inference_speed.json
 	$(BIN)/python benchmarks/inference_memory.py --out benchmarks/results/inference_memory.json
+	! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+	  $(BIN)/python benchmarks/gpu_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/gpu_speed.json
 	$(BIN)/python benchmarks/predict_all.py $(SHARED)/data/sipakmed $(SHARED)/data/herlev \
 	  --out benchmarks/results/predict_all.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray]'

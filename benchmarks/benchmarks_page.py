@@ -471,7 +471,9 @@ def gpu_lines(found: dict[str, Any] | None) -> list[str]:
         engine = one["engine"]
         lines.append(f"| {engine['name']} {engine['version']}, {engine['precision']} | {' | '.join(cells)} |")
     goal = found["goals"]["share_of_a_resident_batch"]
-    return [*lines, "", f"The goal is at least {goal:.0%}.", "", origin(found), ""]
+    load = found.get("load_average_1_min", "not written down, as other work went on on its processors")
+    said = f"The goal is at least {goal:.0%}. The load of the machine when it ended: {load}."
+    return [*lines, "", said, "", origin(found), ""]
 
 
 def largest_difference(content: dict[str, Any]) -> float:

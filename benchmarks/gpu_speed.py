@@ -10,6 +10,7 @@ one process; a share is taken within its round, and median, lowest and highest o
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device,
         "batch": BATCH,
         "rounds": arguments.rounds,
+        "load_average_1_min": round(os.getloadavg()[0], 2),
         "size_pixels": load_model(device="cpu").model.preprocessing.image_size,
         "precisions": found,
         "goals": {"share_of_a_resident_batch": GOAL},

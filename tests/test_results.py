@@ -41,6 +41,12 @@ def test_the_page_of_goals_says_what_the_files_say():
     assert (RESULTS / "goals.md").read_text() == page()
 
 
+def test_the_page_on_every_stage_trained_says_what_the_files_say():
+    from all_stages_page import page
+
+    assert (RESULTS / "all_stages" / "README.md").read_text() == page()
+
+
 def test_the_page_on_several_data_sets_says_what_the_files_say():
     from several_data_sets_table import PAGE, page_with_figures
 
