@@ -522,7 +522,7 @@ def test_every_download_carries_the_notice_and_the_hashes(source, of, kinds):
         text = words_in(found)
         assert RESEARCH_USE_ONLY in text
         assert kind == "csv" or weights in text
-        assert (of == "list" and kind == "pdf") or source.looked.entry.sha256 in text
+        assert source.looked.entry.sha256 in text
     assert download_of_cell(source, "exe") is None
     assert download_of_worklist(source, "exe") is None
 
@@ -566,14 +566,14 @@ def test_json_is_of_the_published_schema_and_holds_no_more_than_numbers(source):
 
 def test_the_table_has_a_row_a_file_and_no_formula(classifier):
     found = Worklist(classifier.class_names)
-    list(found.read(classifier, [Arrived("=cmd|' /C calc'!A0.png", png()), Arrived("note.png", b"text")]))
+    list(found.read(classifier, [Arrived("=cmd|' /C calc'!A0.png", png()), Arrived("=note.png", b"text")]))
     rows = list(csv.DictReader(io.StringIO(table_csv(classifier, found.sorted()))))
-    assert [row["path"][0] for row in rows] == ["'", "n"]
+    assert [row["path"][0] for row in rows] == ["'", "'"]
     assert rows[0]["predicted_class"] in CLASSES
     (said, _) = (entry.prediction for entry in found.sorted())
     assert said is not None
     assert float(rows[0]["confidence"]) == pytest.approx(said.confidence, abs=1e-6)
-    assert rows[1]["error"].startswith("note.png: ")
+    assert rows[1]["error"].startswith("'=note.png: ")
 
 
 def test_the_picture_shows_the_map_that_was_looked_at(source):

@@ -12,18 +12,19 @@ import json
 import re
 import textwrap
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from cervicyte.dashboard.cell_view import Looked, absent_sentence, usual_cells
-from cervicyte.dashboard.reading_log import FORMULA_SIGNS
+from cervicyte.dashboard.reading_log import no_formula
 from cervicyte.dashboard.results import Results, results_of
 from cervicyte.dashboard.worklist import Entry, Worklist
 from cervicyte.explanation import cam
@@ -34,7 +35,19 @@ from cervicyte.inference.predict import ERROR, header_of, values_of
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 A4 = (8.27, 11.69)  # inches
+LEFT = 0.07  # margin; as all measures of a page, in shares of it
 LINES_A_PAGE = 30
+LIST_TOP, LINE = 0.88, 0.0247
+COLUMNS = {
+    "No.": LEFT,
+    "File, SHA-256 of the image": 0.105,
+    "Class": 0.35,
+    "Conf.": 0.52,
+    "Abnormal": 0.58,
+    "Remark": 0.665,
+}
+"""Of a list, and where each begins."""
+REMARK_WIDTH = 40  # characters of a line, of which a remark has two
 TYPES = {"png": "image/png", "json": "application/json", "csv": "text/csv", "pdf": "application/pdf"}
 
 
@@ -109,16 +122,17 @@ def _as_text(source: Source, entries: list[Entry], kind: str) -> bytes:
 def table_csv(classifier: Classifier, entries: Sequence[Entry]) -> str:
     """Return entries as `cervicyte predict` would write them, with the notice in a column of its own.
 
-    A name that a spreadsheet would take for a formula gets an apostrophe before it.
+    A name, or a sentence that begins with one, that a spreadsheet would take for a formula gets an apostrophe
+    before it.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*header_of(classifier), "notice"])
     for entry in entries:
-        name = f"'{entry.name}" if entry.name.startswith(FORMULA_SIGNS) else entry.name
+        name = no_formula(entry.name)
         if entry.prediction is None:
             blank = [""] * (len(classifier.class_names) + 4)
-            writer.writerow([name, entry.sha256, *blank, ERROR, entry.error, RESEARCH_USE_ONLY])
+            writer.writerow([name, entry.sha256, *blank, ERROR, no_formula(entry.error), RESEARCH_USE_ONLY])
         else:
             writer.writerow([name, entry.sha256, *values_of(entry.prediction), "", RESEARCH_USE_ONLY])
     return text.getvalue()
@@ -227,39 +241,42 @@ def worklist_pages(source: Source, entries: Sequence[Entry]) -> Iterator[Figure]
     for number in range(total):
         part = entries[number * LINES_A_PAGE : (number + 1) * LINES_A_PAGE]
         page = _page("Worklist, most abnormal first", f"{len(entries)} files", number + 1, total)
-        rows = [_row(source.worklist, entry) for entry in part]
-        axes = page.add_axes((0.05, 0.12, 0.90, 0.76))
-        axes.axis("off")
-        drawn = axes.table(
-            rows,
-            colLabels=["File", "Class", "Conf.", "Abnormal", "Remark", "Image SHA-256"],
-            colWidths=[0.22, 0.21, 0.08, 0.09, 0.25, 0.15],
-            cellLoc="left",
-            loc="upper left",
-            edges="horizontal",
-        )
-        drawn.auto_set_font_size(False)
-        drawn.set_fontsize(7)
-        drawn.scale(1, 1.35)
+        _write_row(page, LIST_TOP, COLUMNS, weight="bold")
+        for place, entry in enumerate(part):
+            row = [str(number * LINES_A_PAGE + place + 1), *_row(source.worklist, entry)]
+            _write_row(page, LIST_TOP - LINE * (place + 0.8), row, sha256=entry.sha256)
         _write(page, 0.10, [absent_sentence(source.classifier.class_names), source.model_line], 7)
         yield page
+
+
+def _write_row(
+    page: Figure, top: float, texts: Iterable[str], *, sha256: str = "", weight: str = "normal"
+) -> None:
+    """Write a line of the list under a rule; the hash stands whole under the file's name."""
+    for text, (column, left) in zip(texts, COLUMNS.items(), strict=True):
+        lines = textwrap.wrap(text, REMARK_WIDTH)[:2] if column == "Remark" else [text]
+        page.text(left, top, _plain("\n".join(lines)), fontsize=7, va="top", weight=weight)
+    left = list(COLUMNS.values())[1]
+    page.text(left, top - 0.012, sha256, fontsize=5.5, va="top", family="monospace", color="#4b5563")
+    page.add_artist(Line2D([LEFT, 1 - LEFT], [top + 0.004] * 2, color="#d1d5db", linewidth=0.5))
 
 
 def _row(worklist: Worklist, entry: Entry) -> list[str]:
     prediction = entry.prediction
     if prediction is None:
-        return [_short(entry.name, 26), "could not be read", "", "", _short(entry.error, 38), ""]
+        said = _short(entry.error.removeprefix(f"{entry.name}: "), 2 * REMARK_WIDTH - 8)
+        return [_short(entry.name, 34), "could not be read", "", "", said]
     abnormal = worklist.abnormal(prediction)
     remark = {"unlike_training": "unlike training cells", "not_a_cell": "not a single cell?"}.get(
-        prediction.verdict, "" if prediction.verdict == "answer" else _short(prediction.sentence, 40)
+        prediction.verdict,
+        "" if prediction.verdict == "answer" else _short(prediction.sentence, 2 * REMARK_WIDTH - 8),
     )
     return [
-        _short(entry.name, 26),
+        _short(entry.name, 34),
         _short(prediction.class_name, 26),
         percent(prediction.confidence),
         "" if abnormal is None else percent(abnormal),
         remark,
-        f"{entry.sha256[:12]}…",
     ]
 
 

@@ -314,9 +314,9 @@ class ReadingLog:
         for one in self.rows():
             said = one.answer
             origin = [one.number, one.time, one.image_sha256, one.model_sha256]
-            read = [str(one.blind).lower(), _plain(one.label), _plain(one.remark)]
-            answer = [_plain(said["predicted_class"]), f"{said['confidence']:.6f}"]
-            answer += [_plain(SEPARATOR.join(said["prediction_set"])), said["verdict"]]
+            read = [str(one.blind).lower(), no_formula(one.label), no_formula(one.remark)]
+            answer = [no_formula(said["predicted_class"]), f"{said['confidence']:.6f}"]
+            answer += [no_formula(SEPARATOR.join(said["prediction_set"])), said["verdict"]]
             writer.writerow([*origin, *read, *answer, one.hash, RESEARCH_USE_ONLY])
         return table.getvalue()
 
@@ -413,5 +413,6 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
-def _plain(text: str) -> str:
+def no_formula(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula, with an apostrophe before it where one might."""
     return f"'{text}" if text.startswith(FORMULA_SIGNS) else text
