@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import os
 import re
@@ -270,7 +271,7 @@ def test_the_line_between_before_and_after_is_dragged_in_the_picture(page):
 
 
 def test_a_page_that_is_loaded_again_has_its_cells_and_a_new_one_has_none(page, opened, tmp_path):
-    assert page.locator("[data-save]:disabled").count() == 7  # nothing is there to be saved
+    assert page.locator("[data-of]:disabled").count() == 8  # nothing is there to be saved
     page.click("button.samples >> nth=0")
     page.wait_for_selector("[data-place]:has-text('1 of 3')")
     page.keyboard.press("j")
@@ -381,6 +382,38 @@ def test_every_download_is_saved_and_can_be_opened(page, tmp_path):
             assert {row["notice"] for row in rows} == {RESEARCH_USE_ONLY}
         else:
             assert path.read_bytes().startswith(b"%PDF-")
+    page.click("text=Overlay PNGs (zip)")
+    page.wait_for_selector(f"text={len(CLASSES)} overlays made")
+    with page.expect_download() as waiting:
+        page.click("text=Save the zip")
+    assert waiting.value.suggested_filename == "cervicyte_overlays.zip"
+    waiting.value.save_as(tmp_path / "overlays.zip")
+    rows = list(csv.DictReader((tmp_path / "list.csv").open(newline="")))
+    with zipfile.ZipFile(tmp_path / "overlays.zip") as archive:
+        index = list(csv.DictReader(io.StringIO(archive.read("index.csv").decode())))
+        assert archive.read("README.txt").decode().startswith(RESEARCH_USE_ONLY)
+        assert [one["sha256"] for one in index] == [row["sha256"] for row in rows]
+        for one in index:
+            picture = PngImageFile(io.BytesIO(archive.read(one["overlay"])))
+            assert picture.text["Copyright"] == RESEARCH_USE_ONLY
+            assert one["sha256"] in picture.text["Description"]
+    assert page.failures == []
+
+
+def test_overlays_that_are_being_made_are_stopped_and_followed_when_the_page_is_loaded_again(page, tmp_path):
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        for number in range(40):
+            cell = draw_cell(CLASSES[number % 3], np.random.default_rng(number)).image
+            Image.fromarray(cell).save(tmp_path / "cell.png")
+            archive.write(tmp_path / "cell.png", f"cell_{number:02}.png")
+    upload(page, tmp_path / "cells.zip")
+    page.wait_for_selector("text=40 cells read")
+    page.click("text=Overlay PNGs (zip)")
+    page.wait_for_selector("#overlays-progress:has-text('left')")
+    page.reload()
+    page.wait_for_selector("#overlays-progress:has-text('left')")
+    page.click("#overlays >> text=Stop")
+    page.wait_for_selector("#overlays:has-text('Stopped before all were made')")
     assert page.failures == []
 
 

@@ -13,8 +13,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from cervicyte.cli import app
-from cervicyte.dashboard import intake, limits, session
+from cervicyte.dashboard import intake, limits, overlays, session
 from cervicyte.evaluation.familiarity import FEWEST_IMAGES
+from cervicyte.explanation.verdict import FORWARD_PASSES
 from cervicyte.network.description import SHIPPED_MODEL
 
 SERVER = (PROJECT / "docs" / "dashboard_server.md").read_text()
@@ -68,6 +69,10 @@ def test_how_long_cells_are_kept_on_the_page_is_the_program_s():
         f"{adapted_mb()} MB each for the model that ships",
         f"{3 * limits.MAX_ADAPTED_PIXELS // 1_000_000} MB while a model is adapted",
         f"more than {limits.MAX_SESSIONS_MB:,} MB",
+        f"take up to {limits.MAX_OVERLAYS_MB:,} MB of the disk",
+        f"Up to {limits.MAX_OVERLAID_LISTS} lists take turns",
+        f"which takes {FORWARD_PASSES} passes",
+        *(f"`{outcome}`" for outcome in overlays.OUTCOMES),
         f"more than {limits.MAX_SESSIONS:,} pages",
         f"It takes {FEWEST_IMAGES} images or more",
         f"| images in a list | {intake.MAX_CELLS} |",

@@ -79,7 +79,7 @@ class TerminalProgress(Progress):
             left = (now - self._began) / (self._done - self._before) * (self._total - self._done)
             print(
                 f"{self._title}: {self._done} of {self._total}"
-                f"{', ' + note if note else ''}, {_duration(left)} left",
+                f"{', ' + note if note else ''}, {duration(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -98,6 +98,7 @@ class TerminalProgress(Progress):
             self._bar = None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words: `2 min 05 s`, or `7 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

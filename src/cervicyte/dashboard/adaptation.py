@@ -37,7 +37,7 @@ class Adaptation:
     """What came of adapting a model to a worklist.
 
     Attributes:
-        classifier: the adapted model.
+        classifier: the adapted model; it asks its network in turn.
         network_bytes: what its network takes of the memory.
         path: its file.
         images: how many it was adapted to.
@@ -47,7 +47,7 @@ class Adaptation:
         in_use: whether the worklist shows what the new one says.
     """
 
-    classifier: Classifier
+    classifier: QueuedClassifier
     network_bytes: int
     path: Path
     images: int
@@ -272,7 +272,8 @@ def _outcome(adaptation: Adaptation) -> str:
         f'<p role="status">{said}</p><div class="saves">'
         f'<button type="button" data-send="use" data-value="{"" if used else "adapted"}">'
         f"{'Use the original again' if used else 'Use the adapted model for this list'}</button>"
-        '<button type="button" data-model="adapted">Save the adapted model</button></div>'
+        '<button type="button" data-fetch="adapted-model" '
+        'data-name="cervicyte_adapted.safetensors">Save the adapted model</button></div>'
     )
 
 

@@ -405,6 +405,10 @@ class QueuedClassifier(Classifier):
             functools.partial(super().judge, preprocessed, class_name, layer, method), aside=True
         )
 
+    def aside(self, do: Callable[[Classifier], Result]) -> Result:
+        """Return what `do` makes of the classifier itself, once the turn of work that takes long comes."""
+        return self._batcher.in_turn(functools.partial(do, self._classifier), aside=True)
+
     def torch_model(self) -> ModelFile:
         """See `Classifier.torch_model`; loaded once for all."""
         return self._classifier.torch_model()

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from cervicyte.dashboard.batching import QueuedClassifier
 from cervicyte.dashboard.cell_view import Looked, absent_sentence, usual_cells
 from cervicyte.dashboard.reading_log import no_formula
 from cervicyte.dashboard.results import Results, results_of
@@ -72,9 +73,9 @@ class Download:
 
 @dataclass(frozen=True)
 class Source:
-    """What downloads are made of."""
+    """What downloads are made of; the classifier asks its network in turn."""
 
-    classifier: Classifier
+    classifier: QueuedClassifier
     model_name: str
     worklist: Worklist
     looked: Looked | None
@@ -94,7 +95,7 @@ def download_of_cell(source: Source, kind: str) -> Download | None:
     looked = source.looked
     if looked is None or kind not in TYPES:
         return None
-    name = f"cervicyte_{_safe(looked.entry.name)}.{kind}"
+    name = f"cervicyte_{safe_name(looked.entry.name)}.{kind}"
     if kind == "png":
         return Download(name, overlay_png(source, looked))
     if kind == "pdf":
@@ -328,9 +329,12 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _safe(name: str) -> str:
-    """Return a file's name without its ending and without what a disk or a shell may stumble over."""
-    return re.sub(r"[^\w-]+", "_", PurePath(name).stem).strip("_")[:80] or "cell"
+def safe_name(name: str) -> str:
+    """Return a file's name without its ending and without what a disk or a shell may stumble over.
+
+    It has so few letters that with what is put around it no disk takes it for too long (255 bytes).
+    """
+    return re.sub(r"[^\w-]+", "_", PurePath(name).stem).strip("_")[:55] or "cell"
 
 
 SAVES = """
@@ -342,5 +346,6 @@ SAVES = """
 <span class="gap"></span><span>The whole list:</span>
 <button type="button" data-save="json" data-of="list">JSON</button>
 <button type="button" data-save="csv" data-of="list">CSV</button>
-<button type="button" data-save="pdf" data-of="list">PDF report</button></div>
+<button type="button" data-save="pdf" data-of="list">PDF report</button>
+<button type="button" data-send="overlays" data-of="list">Overlay PNGs (zip)</button></div>
 """

@@ -7,6 +7,7 @@ be had, and where the server no longer keeps the page's cells, the page says so 
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 import time
 import uuid
@@ -31,7 +32,15 @@ from cervicyte.dashboard.batching import Batcher, Busy, QueuedClassifier, log_fa
 from cervicyte.dashboard.cell_view import Looked, look
 from cervicyte.dashboard.downloads import Download, Source, download_of_cell, download_of_worklist
 from cervicyte.dashboard.intake import Arrived, arrivals
+from cervicyte.dashboard.limits import MAX_OVERLAID_LISTS
 from cervicyte.dashboard.markup import error_html, thumbnail
+from cervicyte.dashboard.overlays import (
+    MakingOverlays,
+    Stopped,
+    make_overlays,
+    overlays_html,
+)
+from cervicyte.dashboard.overlays import progress_html as overlays_progress_html
 from cervicyte.dashboard.reading import reading_html, summary_html
 from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
 from cervicyte.dashboard.session import NO_MEMORY, NOT_KEPT, NOT_OPENED, Full, Gone, Session, Sessions
@@ -51,6 +60,10 @@ NOT_TESTED = "The map was not tested: the server is busy. Choose the cell again 
 BROKEN_OFF = "Reading ended when the page was left: send the images that are missing again."
 STAYS = "What you see here is as it was before."
 OTHERS_FIRST = "A model is being adapted for another page just now. Try again in a few minutes."
+STILL_STOPPING = "The overlays that were stopped are just ending. Try again in a few seconds."
+OTHER_LISTS_FIRST = "Overlays of many other lists are being made just now. Try again in a few minutes."
+STOPPED = "Stopped before all were made; nothing of them is kept."
+DISK_FULL = "The server could not write the overlays, as its disk may be full. Try again later."
 
 Changes = dict[str, Any]
 """Place of the page -> its new content; other places stay."""
@@ -59,10 +72,10 @@ Changes = dict[str, Any]
 ANSWER, VIEWER, VERDICT, DETAILS = "answer", "viewer", "verdict", "details"
 UPLOAD, PROGRESS, LISTED, ADAPTATION = "upload", "progress", "worklist", "adaptation"
 TO_READ, READ_PROGRESS, READING, SUMMARY = "upload-reading", "read-progress", "reading", "summary"
-SAVED = "saved"
+SAVED, OVERLAYS, OVERLAID = "saved", "overlays", "overlays-progress"
 PLACES = (
     *(ANSWER, VIEWER, VERDICT, DETAILS, UPLOAD, PROGRESS, LISTED, ADAPTATION),
-    *(TO_READ, READ_PROGRESS, READING, SUMMARY, SAVED),
+    *(TO_READ, READ_PROGRESS, READING, SUMMARY, SAVED, OVERLAYS, OVERLAID),
 )
 
 
@@ -147,6 +160,8 @@ class Events:
         }
         self._figures = shipped_figures(classifier.weights_sha256)
         self._one_at_a_time = threading.Lock()
+        self._few_lists = threading.BoundedSemaphore(MAX_OVERLAID_LISTS)
+        self._beginning = threading.Lock()
 
     # --- the page itself ---------------------------------------------------------------------------
 
@@ -158,7 +173,9 @@ class Events:
             yield self.gone(gone)
             return
         yield {} if session.is_empty else self._everything(session)
-        yield from self._followed(session)
+        followed = (self._followed(session), self._overlays_followed(session, session.making))
+        for one, other in itertools.zip_longest(*followed):
+            yield {**(one or {}), **(other or {})}
 
     def left(self, page: str) -> None:
         """Note that a page was left."""
@@ -226,13 +243,17 @@ class Events:
                 return
             yield one
 
-    def _answering(self, session: Session) -> Classifier:
+    def _answering(self, session: Session) -> QueuedClassifier:
         """Return the classifier whose answers the list shows."""
         adaptation = session.adaptation
         return adaptation.classifier if adaptation is not None and adaptation.in_use else self.classifier
 
     def _list(self, session: Session) -> Changes:
-        return {LISTED: worklist_html(session.worklist), ADAPTATION: self._adaptation(session)}
+        return {
+            LISTED: worklist_html(session.worklist),
+            ADAPTATION: self._adaptation(session),
+            **self._overlays(session),
+        }
 
     def _cell(self, session: Session, refused: str = "") -> Changes:
         """Return all that shows the cell that is looked at; `refused` says why it is not another one."""
@@ -332,6 +353,7 @@ class Events:
         session.note_seen()
         session.worklist, session.looked = Worklist(self.classifier.class_names), None
         session.forget_adaptation()
+        session.forget_overlays()
         return {**self._cell(session), PROGRESS: "", **self._list(session)}
 
     # --- adapting ------------------------------------------------------------------------------------
@@ -495,15 +517,105 @@ class Events:
         if of == "reading":
             readings = session.reading.csv(self.classifier).encode("utf-8")
             return {SAVED: Download("cervicyte_readings.csv", readings).packed()}
-        classifier, name = self._answering(session), self._model_name
-        if classifier is not self.classifier and session.adaptation is not None:
-            name = f"{name}, {session.adaptation.name}"
+        source = self._source(session)
         if of == "cell" and self.with_verdicts and session.looked is not None:
-            session.looked.judge(classifier, session.looked.asked)  # no map goes out untested
-        source = Source(classifier, name, session.worklist, session.looked)
+            session.looked.judge(source.classifier, session.looked.asked)  # no map goes out untested
         make = download_of_cell if of == "cell" else download_of_worklist
         made = make(source, what)
         return {SAVED: made.packed()} if made else {}
+
+    def _source(self, session: Session) -> Source:
+        classifier, name = self._answering(session), self._model_name
+        if classifier is not self.classifier and session.adaptation is not None:
+            name = f"{name}, {session.adaptation.name}"
+        return Source(classifier, name, session.worklist, session.looked)
+
+    @of_session(OVERLAYS)
+    def overlays(self, session: Session) -> Iterator[Changes]:
+        """Make the overlays of the list, beside the page, and show how far that is."""
+        making, error = self._begun_overlays(session) if session.worklist.answered() else (None, "")
+        yield self._overlays(session, error)  # the page wants an answer in any case
+        yield from self._overlays_followed(session, making)
+
+    def _begun_overlays(self, session: Session) -> tuple[MakingOverlays | None, str]:
+        """Begin to make overlays unless some are at work; return those, or why it cannot be, a sentence."""
+        with self._beginning:
+            making = session.making
+            if making is not None:
+                return making, STILL_STOPPING if making.is_stopped else ""
+            if not self._few_lists.acquire(blocking=False):
+                return None, OTHER_LISTS_FIRST
+            making = session.making = MakingOverlays(len(session.worklist.entries))
+        threading.Thread(
+            target=self._make_overlays, args=(session, making), name="cervicyte-overlays", daemon=True
+        ).start()
+        return making, ""
+
+    def _make_overlays(self, session: Session, making: MakingOverlays) -> None:
+        worklist, source = session.worklist, self._source(session)
+        try:
+            made = make_overlays(
+                source,
+                worklist.sorted(),
+                self._batcher,
+                making,
+                self._folder,
+                with_verdicts=self.with_verdicts,
+                before_each=lambda: self.sessions.go_on(session),
+            )
+            before, session.overlays = session.overlays, made
+            if before is not None:
+                before.remove()
+            if session.worklist is not worklist:  # it was cleared meanwhile
+                session.forget_overlays()
+        except Stopped:
+            making.error = STOPPED if session.worklist is worklist else ""
+        except Full as full:
+            making.error = str(full)
+        except OSError as error:
+            log_failure(error)
+            making.error = DISK_FULL
+        except Exception as error:
+            log_failure(error)
+            making.error = "The server failed to make the overlays; its log says where."
+        finally:
+            session.making = None
+            making.is_done = True
+            self._few_lists.release()
+
+    def _overlays_followed(self, session: Session, making: MakingOverlays | None) -> Iterator[Changes]:
+        """Show how far overlays are until they have ended, and what came of them."""
+        shown = ""
+        if making is None:
+            return
+        while not making.is_done:
+            said = overlays_progress_html(making)
+            yield {OVERLAID: said} if said != shown else {}
+            shown = said
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield self._overlays(session, making.error)
+
+    def _overlays(self, session: Session, error: str = "") -> Changes:
+        making = session.making
+        return {
+            OVERLAYS: overlays_html(
+                making is not None, session.overlays, session.worklist, error, self.with_verdicts
+            ),
+            OVERLAID: overlays_progress_html(making),
+        }
+
+    @of_session(OVERLAYS)
+    def stop_overlays(self, session: Session) -> Changes:
+        """Let the overlays that are being made be."""
+        if session.making is not None:
+            session.making.stop()
+        return {OVERLAID: overlays_progress_html(session.making)}
+
+    def overlays_file(self, key: str) -> Path | None:
+        """Return the archive of a session's overlays; None if there is none."""
+        session = self.sessions.there(key)
+        made = session.overlays if session is not None else None
+        return made.path if made is not None and made.path.is_file() else None
 
 
 def stamped(markup: str, refused: bool = False) -> str:

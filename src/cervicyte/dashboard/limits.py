@@ -19,6 +19,9 @@ SECONDS_TO_RETRY = 2  # what a request that finds no room is told
 MAX_SESSIONS = 1000  # pages whose cells are kept
 MAX_SESSIONS_MB = 1500  # what their files, pictures and models take of the memory together
 MAX_ADAPTED_PIXELS = 150_000_000  # of all images that a model is adapted to, decoded at once
+MAX_OVERLAID_LISTS = 8
+"""Lists whose overlays are made at once, a cell of each in turn."""
+MAX_OVERLAYS_MB = 2000  # that the overlays of all lists take of the disk together
 SECONDS_KEPT = 4 * 3600
 """That a page's cells are kept after the last thing that was asked."""
 SECONDS_AFTER_LEAVING = 15 * 60

@@ -29,7 +29,8 @@ AT_ONCE = 4  # of one kind of question; a long list of one reader does not hold 
 
 # The names stand here in quotes: Gradio makes events of those alone.
 BRIDGE = """
-const known = ['open', 'explain', 'samples', 'clear', 'save', 'drawn', 'record', 'next', 'adapt', 'use'];
+const known = ['open', 'explain', 'samples', 'clear', 'save', 'drawn', 'record', 'next', 'adapt', 'use',
+  'overlays', 'stop'];
 window.cervicyte.send = (name, data) => { if (known.includes(name)) trigger(name, data); };
 """
 
@@ -67,7 +68,10 @@ def build_page(events: Events, model_name: str) -> gr.Blocks:
                     parts[happens.VIEWER] = part(cell_view.EMPTY_CELL, elem_id=happens.VIEWER)
                     parts[happens.VERDICT] = part("", elem_id=happens.VERDICT)
                     parts[happens.DETAILS] = part("", elem_id=happens.DETAILS)
-                    part(SAVES, elem_id="saves")
+                    with gr.Column(elem_id="saves"):
+                        part(SAVES)
+                        parts[happens.OVERLAYS] = part("", elem_id=happens.OVERLAYS)
+                        parts[happens.OVERLAID] = part("", elem_id=happens.OVERLAID)
             with gr.Tab("Reading"), gr.Row(elem_id="read"):
                 with gr.Column(elem_id="read-side"):
                     part('<p class="field-title">Cells to read blind: images or zip archives</p>')
@@ -146,6 +150,8 @@ def _listen(page: gr.Blocks, events: Events, bridge: Any, key: Any, parts: dict[
     bridge.record(at_once(events.record, "label", "remark"), key, **quiet)
     bridge.next(at_once(events.next_to_read), key, **quiet)
     bridge.save(at_once(events.save, "what", "of"), key, **often)
+    bridge.overlays(bit_by_bit(events.overlays), key, **{**quiet, "concurrency_limit": None})
+    bridge.stop(at_once(events.stop_overlays), key, **quiet)
     # After the map, which takes a small part of the time.
     for each in shows_map if events.with_verdicts else ():
         each.then(at_once(events.judge), key, **{**quiet, "trigger_mode": "always_last"})

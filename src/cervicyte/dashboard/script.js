@@ -137,7 +137,7 @@
       button.disabled = to < 0 || to >= buttons.length;
     }
     const has = { cell: one("#viewer [data-key]"), list: rows().length, reading: true };
-    for (const button of all("[data-save]")) button.disabled = !has[button.dataset.of];
+    for (const button of all("[data-of]")) button.disabled = !has[button.dataset.of];
   }
 
   function open(button, focus) {
@@ -240,7 +240,7 @@
     else if (data.zoom) zoom(data.zoom);
     else if (data.class) ask("explain", { ...chosen(), class_name: data.class });
     else if (data.save) page.send("save", { what: data.save, of: data.of });
-    else if (data.model) saveModel(button);
+    else if (data.fetch) saveFile(button);
     else if (data.send === "use") {
       button.disabled = true;
       ask("use", { adapted: data.value === "adapted" });
@@ -334,14 +334,14 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
-  async function saveModel(button) {
+  async function saveFile(button) {
     button.disabled = true;
     const root = window.gradio_config?.root || location.origin;
     let said = "The server does not answer; try again.";
     try {
-      const answer = await fetch(`${root}/adapted-model`, { method: "POST", body: new URLSearchParams({ key }) });
+      const answer = await fetch(`${root}/${button.dataset.fetch}`, { method: "POST", body: new URLSearchParams({ key }) });
       if (answer.ok) {
-        saveAs(await answer.blob(), "cervicyte_adapted.safetensors");
+        saveAs(await answer.blob(), button.dataset.name);
         said = "";
       } else said = (await answer.json()).detail;
     } catch { /* said below */ }

@@ -58,7 +58,9 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 SECONDS_FOR_OPEN_PAGES = 1  # to let go when the server ends; a page holds its connection for ever
 SECONDS_BETWEEN_SWEEPS = 60  # in which pages that nobody looks at any more are forgotten
 ADAPTED_NAME = "cervicyte_adapted.safetensors"
+OVERLAYS_NAME = "cervicyte_overlays.zip"
 NO_ADAPTED_MODEL = "There is no adapted model any more; adapt anew."
+NO_OVERLAYS = "There are no overlays any more; make them anew."
 TOKEN_VARIABLE = "CERVICYTE_TOKEN"
 
 
@@ -144,10 +146,13 @@ def build_app(
     async def adapted_model(request: Request) -> Response:
         """Give the model that was adapted to a page's list to who knows the page's key."""
         path = events.adapted_file(await field_of_form(request, "key"))
-        if path is None:
-            return ProblemError(404, NO_ADAPTED_MODEL).response()
-        # Sent from where it lies, a piece at a time: no copy in memory or on the disk.
-        return FileResponse(path, media_type="application/octet-stream", filename=ADAPTED_NAME)
+        return _file_or_problem(path, ADAPTED_NAME, "application/octet-stream", NO_ADAPTED_MODEL)
+
+    @app.post("/overlays")
+    async def overlays(request: Request) -> Response:
+        """Give the overlays that were made of a page's list to who knows the page's key."""
+        path = events.overlays_file(await field_of_form(request, "key"))
+        return _file_or_problem(path, OVERLAYS_NAME, "application/zip", NO_OVERLAYS)
 
     app.mount(PREFIX, build_api(classifier, name, batcher, monitor))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
@@ -168,6 +173,13 @@ def build_app(
         css=CSS,
         head=HEAD,
     )
+
+
+def _file_or_problem(path: Path | None, name: str, media_type: str, missing: str) -> Response:
+    if path is None:
+        return ProblemError(404, missing).response()
+    # Sent from where it lies, a piece at a time: no copy in memory or on the disk.
+    return FileResponse(path, media_type=media_type, filename=name)
 
 
 def serve(

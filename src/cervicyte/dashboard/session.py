@@ -15,7 +15,14 @@ from typing import Self
 
 from cervicyte.dashboard.adaptation import Adaptation, Adapting
 from cervicyte.dashboard.cell_view import Looked
-from cervicyte.dashboard.limits import MAX_SESSIONS, MAX_SESSIONS_MB, SECONDS_AFTER_LEAVING, SECONDS_KEPT
+from cervicyte.dashboard.limits import (
+    MAX_OVERLAYS_MB,
+    MAX_SESSIONS,
+    MAX_SESSIONS_MB,
+    SECONDS_AFTER_LEAVING,
+    SECONDS_KEPT,
+)
+from cervicyte.dashboard.overlays import MakingOverlays, Overlays
 from cervicyte.dashboard.reading import Reading
 from cervicyte.dashboard.worklist import Worklist
 
@@ -36,6 +43,7 @@ NO_MEMORY = "were left out, as the server's memory for open pages is full; send 
 MEMORY_FULL = "The server's memory for open pages is full, so"
 NOT_OPENED = f"{MEMORY_FULL} the cell was not opened. Try again in a few minutes."
 NOT_KEPT = f"{MEMORY_FULL} the adapted model was not kept. Try again in a few minutes."
+NO_DISK = "There is no room for more overlays on the server, so they were not made. Try again later."
 
 
 class Gone(Exception):
@@ -43,7 +51,7 @@ class Gone(Exception):
 
 
 class Full(Exception):
-    """The memory for all pages is full; the text says what came of it, for the page."""
+    """The room for all pages is full; the text says what came of it, for the page."""
 
 
 @dataclass
@@ -56,6 +64,8 @@ class Session:
         looked: the one that is looked at.
         adaptation: what came of adapting a model to the worklist.
         adapting: how far that is, while it is at work.
+        overlays: those of the worklist that were made last.
+        making: how far that is, while it is at work.
         seen: hashes of the files whose answers were listed; clearing the list takes none away.
         pages: that are open with it.
         used: when it was last asked for, in seconds of the store's clock.
@@ -67,6 +77,8 @@ class Session:
     looked: Looked | None = None
     adaptation: Adaptation | None = None
     adapting: Adapting | None = None
+    overlays: Overlays | None = None
+    making: MakingOverlays | None = None
     seen: set[str] = field(default_factory=set)
     pages: set[str] = field(default_factory=set)
     used: float = 0.0
@@ -89,6 +101,12 @@ class Session:
         held += self.looked.held_bytes if self.looked is not None else 0
         return held + (self.adaptation.held_bytes if self.adaptation is not None else 0)
 
+    @property
+    def disk_bytes(self) -> int:
+        """What its overlays take of the disk."""
+        made = self.overlays.bytes if self.overlays is not None else 0
+        return made + (self.making.bytes if self.making is not None else 0)
+
     def note_seen(self) -> None:
         """Note which answers have been listed."""
         self.seen |= {entry.sha256 for entry in self.worklist.entries if entry.prediction is not None}
@@ -98,6 +116,14 @@ class Session:
         adaptation, self.adaptation = self.adaptation, None
         if adaptation is not None:
             adaptation.remove()
+
+    def forget_overlays(self) -> None:
+        """Remove the overlays' file, and stop making others."""
+        if self.making is not None:
+            self.making.stop()
+        made, self.overlays = self.overlays, None
+        if made is not None:
+            made.remove()
 
 
 class Sessions:
@@ -201,6 +227,18 @@ class Sessions:
                     self._forget(key, NEEDED)
             return count <= 0 or self.held_bytes + count <= MAX_SESSIONS_MB << 20
 
+    def go_on(self, session: Session) -> None:
+        """Note that a session is at work, which keeps its cells as a question does while its page is open.
+
+        Raises:
+            Full: what it writes finds no room on the disk.
+        """
+        with self._changing:
+            if session.pages:
+                session.used = self._clock()
+            if sum(one.disk_bytes for one in self._sessions.values()) >= MAX_OVERLAYS_MB << 20:
+                raise Full(NO_DISK)
+
     def sweep(self) -> None:
         """Forget what nobody asked for in a long time, or whose page was left."""
         with self._changing:
@@ -228,6 +266,7 @@ class Sessions:
         # A page that is at work with it right now keeps nothing more in it.
         session.worklist, session.looked = Worklist(self._class_names), None
         session.reading = Reading(Worklist(self._class_names))
+        session.forget_overlays()
         session.forget_adaptation()  # last: who adapts to the old list sees that it is gone
 
 
