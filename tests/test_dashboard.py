@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import dataclasses
 import hashlib
 import html
 import io
 import json
+import os
 import re
 import socket
 import stat
@@ -23,9 +25,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from serving import small_classifier
+from starlette.types import ASGIApp, Message
 
 from cervicyte import __version__
-from cervicyte.dashboard import cell_view, intake, limits, page, server
+from cervicyte.dashboard import cell_view, intake, limits, page, server, uploads
 from cervicyte.dashboard import worklist as worklist_module
 from cervicyte.dashboard.batching import Batcher
 from cervicyte.dashboard.cell_view import Looked, look, outline_path
@@ -128,6 +131,72 @@ def test_pages_that_load_scripts_from_elsewhere_are_not_served(client, path):
 def test_an_upload_over_the_bound_is_refused(client):
     content = bytes(limits.MAX_UPLOAD_MB * 1024**2 + 1)
     assert client.post("/gradio_api/upload", files={"files": ("big.png", content)}).status_code == 413
+
+
+BOUNDARY = "cell"
+HEAD_OF_FILE = (
+    f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'.encode()
+)
+END_OF_FILE = b"\r\n"
+END_OF_FORM = f"--{BOUNDARY}--\r\n".encode()
+
+
+def uploaded(app: ASGIApp, *pieces: bytes, **last: object) -> list[Message]:
+    """Send an upload to an application in pieces, without saying its size; return what it answers."""
+    waiting: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    waiting.append({"type": "http.request", "body": b"", "more_body": False} | last)
+    kind = f"multipart/form-data; boundary={BOUNDARY}".encode()
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", kind)]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "query_string": b""}
+    answer: list[Message] = []
+
+    async def receive() -> Message:
+        return waiting.pop(0)
+
+    async def send(message: Message) -> None:
+        answer.append(message)
+
+    async def send_all() -> None:
+        await app({**scope, "headers": headers, "root_path": "", "http_version": "1.1"}, receive, send)
+
+    asyncio.run(send_all())
+    return answer
+
+
+def test_the_files_of_one_upload_are_bounded_together_before_and_while_they_come(
+    classifier, tmp_path, monkeypatch
+):
+    path = tmp_path / "best_model.pth"
+    save_model(path, classifier.model)
+    app = server.build_app(path)
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    piece = bytes(300_000)
+    files = [HEAD_OF_FILE, piece, END_OF_FILE] * 4
+    with TestClient(app, base_url=HOME) as client:
+
+        def lying() -> list[str]:
+            return [found.name for found in folder.rglob("*") if found.is_file() and found.name != "lock"]
+
+        assert uploaded(app, *files, END_OF_FORM)[0]["status"] == 200
+        before = lying()
+        monkeypatch.setattr(uploads, "MAX_UPLOADS_MB", 1)
+        # By what it says of itself, then without that.
+        content = [("files", ("a.png", piece)) for _ in range(4)]
+        response = client.post("/gradio_api/upload", files=content)
+        assert response.status_code == 413
+        assert response.json()["detail"] == uploads.TOO_LARGE
+        assert uploaded(app, *files, END_OF_FORM)[0]["status"] == 413
+        assert lying() == before
+        assert uploaded(app, *files[:3], END_OF_FORM)[0]["status"] == 200
+        before = lying()
+        # A browser that goes away in the middle leaves nothing on the disk.
+        uploaded(app, HEAD_OF_FILE, piece, type="http.disconnect")
+        assert lying() == before
+        monkeypatch.setattr(uploads, "MAX_UPLOADS_TOGETHER_MB", 0)
+        response = client.post("/gradio_api/upload", files=content[:1])
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        assert lying() == before
 
 
 def test_uploads_lie_in_a_private_folder_that_goes_with_the_server(classifier, tmp_path):

@@ -22,6 +22,8 @@ from conftest import PROJECT
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from cervicyte.dashboard import limits
+from cervicyte.dashboard.uploads import TOO_LARGE
 from cervicyte.datasets.synthetic import draw_cell
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
@@ -415,6 +417,34 @@ def test_overlays_that_are_being_made_are_stopped_and_followed_when_the_page_is_
     page.click("#overlays >> text=Stop")
     page.wait_for_selector("#overlays:has-text('Stopped before all were made')")
     assert page.failures == []
+
+
+def test_files_that_are_too_large_together_are_refused_in_a_sentence_and_others_read_after_them(
+    page, samples, tmp_path
+):
+    said = []
+
+    def accept(dialog) -> None:
+        said.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", accept)
+    # In the browser's own process: what is sent over from here is bounded, too.
+    page.evaluate(
+        """files => {
+          const held = new DataTransfer();
+          for (let number = 0; number < files; number += 1)
+            held.items.add(new File([new Uint8Array(45 << 20)], `${number}.png`));
+          const field = document.querySelector("#upload input[type=file]");
+          field.files = held.files;
+          field.dispatchEvent(new Event("change", {bubbles: true}));
+        }""",
+        limits.MAX_UPLOADS_MB // 45 + 1,
+    )
+    page.wait_for_function("document.querySelector('#upload').textContent.includes('Error')")
+    assert said == [TOO_LARGE]
+    upload(page, samples / "koilocytotic.png")
+    page.wait_for_selector(".answer h2")
 
 
 def test_a_cell_is_read_before_the_answer_is_shown(page, tmp_path):

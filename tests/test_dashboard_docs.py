@@ -55,6 +55,8 @@ def test_the_limits_on_the_page_are_the_programs():
         f"{limits.MAX_PIXELS // 1_000_000} million pixels",
         f"({limits.MAX_EXPLAINED_PIXELS // 1_000_000} million for maps)",
         f"Up to {limits.MAX_WAITING} images wait",
+        f"hold {limits.MAX_UPLOADS_MB} MB at most",
+        f"on their way {limits.MAX_UPLOADS_TOGETHER_MB:,} MB",
         f"longer than {limits.SHOWN_SIDE:,} pixels",
     ):
         assert said in SERVER, said
@@ -75,6 +77,7 @@ def test_how_long_cells_are_kept_on_the_page_is_the_program_s():
         *(f"`{outcome}`" for outcome in overlays.OUTCOMES),
         f"more than {limits.MAX_SESSIONS:,} pages",
         f"It takes {FEWEST_IMAGES} images or more",
+        f"| all files that are sent at once | {limits.MAX_UPLOADS_MB} MB |",
         f"| images in a list | {intake.MAX_CELLS} |",
         f"| files of a list, in memory | {intake.MAX_WORKLIST_MB} MB |",
     ):

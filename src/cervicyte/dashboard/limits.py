@@ -4,6 +4,9 @@ from __future__ import annotations
 
 MAX_UPLOAD_MB = 50
 """Bound for one file and for the body of one request to the API, in MiB."""
+MAX_UPLOADS_MB = 250
+"""Bound for all files that a page sends in one request, which lie on the disk until they are read."""
+MAX_UPLOADS_TOGETHER_MB = 1000  # that are on their way from all pages at once
 MAX_PIXELS = 20_000_000
 """Bound for one image, height times width; a whole SIPaKMeD field has 3.1 million."""
 MAX_EXPLAINED_PIXELS = 5_000_000

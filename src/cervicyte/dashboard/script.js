@@ -11,9 +11,25 @@
   window.fetch = async (input, init) => {
     const path = new URL(input?.url ?? input, location.href).pathname;
     if (path.endsWith("/queue/join")) return ask(input, init);
+    if (path.endsWith("/upload")) return send(input, init);
     const response = await plain(input, init);
     return response.ok && path.endsWith("/queue/data") ? throughout(response, () => plain(input, init)) : response;
   };
+  // Of files that are refused Gradio shows no more than "Error".
+  async function send(input, init) {
+    let why = "The files could not be sent; try again.";
+    try {
+      const response = await plain(input, init);
+      if (response.ok) return response;
+      const said = await response.clone().text();
+      try { why = JSON.parse(said).detail || why; } catch { why = said || why; }
+      alert(why);
+      return response;
+    } catch (error) {
+      alert(why);
+      throw error;
+    }
+  }
   async function ask(input, init) {
     asking += 1;
     try {

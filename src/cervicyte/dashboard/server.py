@@ -49,7 +49,7 @@ from cervicyte.dashboard.page import build_page
 from cervicyte.dashboard.problems import ProblemError
 from cervicyte.dashboard.reading_log import ReadingLog
 from cervicyte.dashboard.styles import CSS, HEAD, THEME
-from cervicyte.dashboard.uploads import new_folder_name, private_folder
+from cervicyte.dashboard.uploads import BoundedUploads, new_folder_name, private_folder
 from cervicyte.errors import UsageError
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import Precision
@@ -131,6 +131,7 @@ def build_app(
         redoc_url=None,
         openapi_url=None,  # the API has its own
     )
+    app.add_middleware(BoundedUploads)
     if access.token is not None:
         app.add_middleware(TokenGate, token=access.token, root_path=access.root_path)
     app.add_middleware(OwnNames, names=access.names)

@@ -1,4 +1,4 @@
-"""The folder in which the pages' uploads lie until they are read: private, and gone with the server.
+"""The folder in which the pages' uploads lie until they are read: private, bounded, and gone with the server.
 
 A server that ends removes its folder. One that was killed cannot: the next one to start does, and knows the
 folder as abandoned by its lock, which the system lets go with the process, however that ended.
@@ -15,6 +15,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cervicyte.dashboard.access import path_of
+from cervicyte.dashboard.limits import MAX_UPLOADS_MB, MAX_UPLOADS_TOGETHER_MB
+from cervicyte.dashboard.problems import ProblemError, busy
+
 try:
     import fcntl
 except ImportError:  # Windows: what a killed server leaves is left to the system's own cleaning
@@ -22,6 +30,56 @@ except ImportError:  # Windows: what a killed server leaves is left to the syste
 
 PREFIX = "cervicyte-"
 LOCK = "lock"
+ROUTES = ("/gradio_api/upload", "/upload")
+# Gradio knows by the middle of it that this is a matter of size (status 413).
+TOO_LARGE = f"The files together exceed the maximum allowed size of {MAX_UPLOADS_MB} MB; send fewer at once."
+ENDED_EARLY = "The upload ended early; send it again."
+
+
+class BoundedUploads:
+    """Bounds the bytes of a page's upload by what it says of itself, and while they come in.
+
+    Gradio bounds each file alone. Of an upload that ends early, too, nothing is left on the disk.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application."""
+        self.app = app
+        self.bytes = 0  # of all uploads that are on their way
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http" or path_of(scope) not in ROUTES:
+            await self.app(scope, receive, send)
+            return
+        stated = Headers(scope=scope).get("content-length", "")
+        size = int(stated) if stated.isdigit() else 0
+        if size > MAX_UPLOADS_MB << 20:
+            await ProblemError(413, TOO_LARGE).response()(scope, receive, send)
+            return
+        if self.bytes + size > MAX_UPLOADS_TOGETHER_MB << 20:
+            await busy().response()(scope, receive, send)
+            return
+        received, is_whole = 0, False
+
+        async def counted() -> Message:
+            nonlocal received, is_whole
+            message = await receive()
+            count = len(message.get("body", b""))
+            received += count
+            self.bytes += count
+            # Gradio's parser removes the files that it has begun, as long as it is an error of this kind.
+            if message["type"] == "http.disconnect" and not is_whole:
+                raise MultiPartException(ENDED_EARLY)
+            is_whole = not message.get("more_body", False)
+            if received > MAX_UPLOADS_MB << 20 or self.bytes > MAX_UPLOADS_TOGETHER_MB << 20:
+                raise MultiPartException(TOO_LARGE)
+            return message
+
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.bytes -= received
 
 
 def new_folder_name() -> Path:
