@@ -244,8 +244,11 @@ def test_an_empty_map_beats_nothing_however_its_pixels_were_drawn():
         {"maps": {**dict.fromkeys(settings.controls, weak), "hirescam@cbam4": own}}
         for own in (strong, strong | {"like_centre": None}, weak)
     ]
+    # Ahead of what is worse still, but what it marks counts for no more than what it leaves out.
+    worse = weak | {"deletion": 0.6}
+    records.append({"maps": {**dict.fromkeys(settings.controls, worse), "hirescam@cbam4": weak}})
     found = audit_figures.values_of(records, settings)["hirescam@cbam4"]
-    assert found["beats_controls"].tolist() == [1, 0, 0]
+    assert found["beats_controls"].tolist() == [1, 0, 0, 0]
 
 
 def test_differences_are_paired_and_intervals_are_over_groups():

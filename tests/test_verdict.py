@@ -188,6 +188,18 @@ def test_nothing_to_judge_is_no_error_and_a_mismatch_is_one(model, inputs):
         verdicts(model, inputs, [corner_map()], [0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("score", "is_win"), [(0.005, False), (-0.2, False), (0.01, False), (0.011, True), (0.3, True)]
+)
+def test_a_map_that_counts_for_nothing_wins_nothing_though_the_controls_are_worse(score, is_win):
+    found = Verdict(score, {"centre": score - 0.02, "darkness": -0.5, "random": score - 0.1}, 44, 0.9)
+    assert not found.unbeaten
+    assert found.beats_controls is is_win
+    assert ("Do not rely on where it points" in found.sentence) is not is_win
+    assert ("what the map marks counts for no more than what it leaves out" in found.sentence) is not is_win
+    assert (found.short == "beats the controls") is is_win
+
+
 def test_a_near_draw_is_not_called_a_win():
     found = Verdict(0.305, {"centre": 0.3, "darkness": 0.1, "random": 0.0}, 44, 0.9)
     assert not found.beats_controls

@@ -24,7 +24,7 @@ from cervicyte.explanation.audit_cells import (
 )
 from cervicyte.explanation.audit_records import Audit
 from cervicyte.explanation.faithfulness import BLUR_SIGMA, ROAD_NOISE
-from cervicyte.explanation.verdict import MARGIN
+from cervicyte.explanation.verdict import MARGIN, is_ahead
 from cervicyte.metrics import Estimate
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -127,7 +127,7 @@ def values_of(records: Sequence[Mapping[str, Any]], settings: AuditSettings) -> 
     for name, found in values.items():
         if name in settings.explanations:
             others = [values[control]["score"] for control in controls_of(name)]
-            ahead = found["score"] > np.max(others, axis=0) + MARGIN
+            ahead = is_ahead(found["score"], others)
             # A map without likeness to anything is empty, and beats nothing, as in a verdict.
             found["beats_controls"] = (ahead & ~np.isnan(found["like_centre"])).astype(float)
     return values
@@ -154,8 +154,8 @@ def definitions(settings: AuditSettings) -> dict[str, str]:
         ),
         "nucleus and cell": "outlines on the original's pixels; what of a map lies on padding is left out",
         "beats controls": (
-            f"the map is not empty, and its score exceeds that of each of its three controls by more than "
-            f"{MARGIN:g}"
+            f"the map is not empty, and its score exceeds 0 and that of each of its three controls by more "
+            f"than {MARGIN:g}"
         ),
         "random": "the map by the same method at the same layer of one network with random weights",
         "shown only": (

@@ -4,7 +4,9 @@ Definition. A map's score is insertion minus deletion: the area under the class'
 map's most important pixels are put back into the blurred image, minus the area while they are taken out
 of the image (`faithfulness.deletion_and_insertion`, `STEPS` steps). A map beats the controls if its score
 exceeds that of each by more than `MARGIN`: the centre blob, the image's own darkness, and the same method
-at the same layer of a network with random weights (`controls`).
+at the same layer of a network with random weights (`controls`). It must exceed 0 by as much, too: a map and
+its reverse have scores of opposite signs but for what replaces the pixels, so that with 0 what it marks
+counts for no more than what it leaves out, and being ahead of controls that are worse still is worth nothing.
 
 What it cannot tell. It asks which pixels this network relies on, not whether it should, nor whether its
 answer is right. Images with pixels taken out are like none that the network was trained on, and few steps
@@ -19,6 +21,7 @@ is a map tested that marks nothing: its pixels would be ranked by a draw, which 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,8 +84,8 @@ class Verdict:
 
     @property
     def beats_controls(self) -> bool:
-        """Whether it was tested and beats every control."""
-        return self.tested and not self.unbeaten
+        """Whether it was tested and beats every control, and is worth something itself."""
+        return self.tested and bool(is_ahead(self.score, list(self.controls.values())))
 
     @property
     def sentence(self) -> str:
@@ -100,6 +103,12 @@ class Verdict:
                 f"On this image the map beats all {len(self.controls)} controls: score {self.score:z.2f}; "
                 f"the best control, {NAMES[best]}, {self.controls[best]:z.2f}."
             )
+        if not self.unbeaten:
+            return (
+                "On this image what the map marks counts for no more than what it leaves out: score "
+                f"{self.score:z.2f}, if above all {len(self.controls)} controls. Do not rely on where it "
+                "points."
+            )
         listed = ", ".join(f"{NAMES[name]} ({self.controls[name]:z.2f})" for name in self.unbeaten)
         return (
             f"On this image the map does not beat {listed}: score {self.score:z.2f}. Do not rely on where it "
@@ -113,7 +122,15 @@ class Verdict:
             return "not tested: the map is empty"
         if not self.tested:
             return f"not tested: class under {100 * LEAST_PROBABILITY:.0f} %"
-        return "beats the controls" if self.beats_controls else f"does not beat: {', '.join(self.unbeaten)}"
+        if self.beats_controls:
+            return "beats the controls"
+        return f"does not beat: {', '.join(self.unbeaten)}" if self.unbeaten else "marks what counts no more"
+
+
+def is_ahead(score: np.ndarray | float, controls: Sequence[np.ndarray | float]) -> np.ndarray:
+    """Return whether scores exceed 0 and those of all controls by more than `MARGIN`; arrays of one shape."""
+    best: np.ndarray = functools.reduce(np.maximum, controls, np.zeros(np.shape(score)))
+    return np.asarray(score > best + MARGIN)
 
 
 def verdicts(
