@@ -168,7 +168,7 @@ def test_an_adapted_model_says_so_wherever_it_answers(model, tmp_path):
 
 
 def test_one_image_is_refused(model):
-    with pytest.raises(UsageError, match="1 images are too few"):
+    with pytest.raises(UsageError, match="1 image is too few"):
         adapted(model, pictures(1))
 
 

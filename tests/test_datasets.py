@@ -390,7 +390,7 @@ def test_equal_contents_are_one_group_also_across_classes(tmp_path):
     group = {cell.path.stem: cell.group for cell in dataset.cells}
     assert group["a"] == group["c"]
     assert len(set(group.values())) == 3
-    assert any("1 images carry two labels" in warning for warning in dataset.warnings)
+    assert any("1 image carries two labels" in warning for warning in dataset.warnings)
 
 
 @given(data=st.data(), count=st.integers(1, 12))

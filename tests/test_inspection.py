@@ -67,9 +67,9 @@ def test_each_finding_has_a_title():
     files = {function.__code__.co_filename for function in (inspect_dataset, count_findings)}
     source = "\n".join(Path(file).read_text() for file in files)
     named = set(re.findall(r'Finding\(\s*"([a-z-]+)"', source)) | set(
-        re.findall(r'^ +\(?"([a-z-]+)", f?"', source, re.M)
+        re.findall(r'^ +\(?"([a-z-]+)",\s+f?"', source, re.M)
     )
-    assert {"refused", "twins", "unreadable"} <= named <= set(TITLES)
+    assert {"refused", "twins", "unreadable", "misnamed", "tiny"} <= named <= set(TITLES)
 
 
 def test_every_unreadable_file_is_listed_not_only_the_first(data, tmp_path):
@@ -176,6 +176,7 @@ def test_fields_and_masks_beside_the_cells_are_counted(tmp_path, drawn):
         write(folder / "CROPPED" / "001_02.bmp", drawn[LABELS[place]][1])
     found = kinds(inspect_dataset(root, tmp_path / "out"))
     assert "3 images beside the 6 cells" in found["other-images"].text
+    assert found["other-images"].text.startswith("3 images beside the 6 cells are none: ")
     assert "6 cells where 4,049 were published" in found["partial-copy"].text
 
 

@@ -22,6 +22,7 @@ from cervicyte.evaluation.tables import (
     write_table,
 )
 from cervicyte.metrics import upper_bound_of_none
+from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SIPAKMED = ("Dyskeratotic", "Koilocytotic", "Metaplastic", "Parabasal", "Superficial-Intermediate")
@@ -406,3 +407,11 @@ def test_a_comparison_table_sets_every_run_against_the_first():
     assert other["accuracy_difference"] == pytest.approx(other["accuracy"] - itself["accuracy"])
     assert other["accuracy_difference_low"] > 0
     assert other["macro_f1_difference_low"] > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 twin passes show"), (1, "1 twin pass shows"), (1200, "1,200 twin passes show")]
+)
+def test_word_and_verb_agree_with_their_count(count, said):
+    assert counted(count, "twin pass", "shows", "show") == said
+    assert counted(count, "twin pass") == said.removesuffix(" show").removesuffix(" shows")

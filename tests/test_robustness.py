@@ -121,5 +121,5 @@ def test_fewer_cells_are_whole_groups_of_every_run(cells, folds, tmp_path):
         assert asked.sum() == 3
         assert not set(tested["group"][asked]) & set(tested["group"][~asked])
     assert "6 cells of 12, drawn by whole groups" in (tmp_path / "r" / "robustness.md").read_text()
-    with pytest.raises(UsageError, match="1 cells are fewer than the 2 runs"):
+    with pytest.raises(UsageError, match="1 cell is fewer than the 2 runs"):
         robustness(folds, cells, tmp_path / "s", cells=1)

@@ -664,6 +664,7 @@ def split(
     """Write a split into train, validation and test that keeps groups whole."""
     from cervicyte.datasets.layouts import read_dataset
     from cervicyte.datasets.splits import leak_of, make_split, refuse_to_replace, split_hash, write_split
+    from cervicyte.pages import counted
 
     refuse_to_replace(out, force)
     dataset = read_dataset(data, known_groups)
@@ -676,7 +677,7 @@ def split(
     if leak := leak_of(made):
         typer.echo(f"Note: {leak} Whoever uses the split must name the leak: --allow-leak {by}.", err=True)
     for part, rows in made.groupby("part", sort=False):
-        typer.echo(f"{part}: {len(rows)} cells in {rows['group'].nunique()} groups")
+        typer.echo(f"{part}: {counted(len(rows), 'cell')} in {counted(rows['group'].nunique(), 'group')}")
     typer.echo(f"{out}: written; hash {split_hash(made)[:16]}")
 
 
@@ -856,6 +857,7 @@ def explain(
     from cervicyte.inference.classifier import Classifier
     from cervicyte.network.description import SAFETENSORS
     from cervicyte.network.frozen import is_graph
+    from cervicyte.pages import counted
     from cervicyte.progress import TerminalProgress
 
     if model is None and (images[0].suffix in (".pth", SAFETENSORS) or is_graph(images[0])):
@@ -885,7 +887,7 @@ def explain(
     )
     for note in gallery.notes:
         typer.echo(note)
-    typer.echo(f"{gallery.page}: {len(chosen)} cells explained")
+    typer.echo(f"{gallery.page}: {counted(len(chosen), 'cell')} explained")
     typer.echo(RESEARCH_USE_ONLY)
 
 
@@ -920,6 +922,7 @@ def audit(
     from cervicyte.explanation.audit import audit_model
     from cervicyte.explanation.audit_cells import AuditSettings
     from cervicyte.explanation.cam import METHODS
+    from cervicyte.pages import counted
     from cervicyte.progress import TerminalProgress
 
     figures = audit_model(
@@ -942,7 +945,7 @@ def audit(
     )
     for sentence in figures["reading"]:
         typer.echo(f"- {sentence}")
-    typer.echo(f"{out / 'explanation_audit.html'}: {figures['cells_audited']} cells audited")
+    typer.echo(f"{out / 'explanation_audit.html'}: {counted(figures['cells_audited'], 'cell')} audited")
     typer.echo(RESEARCH_USE_ONLY)
 
 
@@ -1125,10 +1128,11 @@ def log_export(
 ) -> None:
     """Write all readings as a table, and say how far reader and model agree."""
     from cervicyte.dashboard.reading_log import ReadingLog, export_readings
+    from cervicyte.pages import counted
 
     readings = ReadingLog(file, create=False)
     export_readings(readings, out, force=force)
-    typer.echo(f"{out}: {len(readings.rows()):,} readings")
+    typer.echo(f"{out}: {counted(len(readings.rows()), 'reading')}")
     typer.echo(readings.agreement().sentence)
     typer.echo(RESEARCH_USE_ONLY)
 
@@ -1160,8 +1164,10 @@ def _numbers(text: str, option: str = "--seeds", example: str = "0,1,2") -> list
 
 
 def _say_result(metrics: dict[str, Any], out: Path) -> None:
+    from cervicyte.pages import counted
+
     accuracy = metrics["overall"]["accuracy"]
-    typer.echo(f"Accuracy on {metrics['cells']} cells: {_rate(accuracy)}")
+    typer.echo(f"Accuracy on {counted(metrics['cells'], 'cell')}: {_rate(accuracy)}")
     typer.echo(f"{out / 'report.html'}: the report")
     typer.echo(RESEARCH_USE_ONLY)
 

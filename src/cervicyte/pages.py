@@ -146,6 +146,12 @@ def title_of(key: object) -> str:
     return str(key).replace("_", " ").capitalize()
 
 
+def counted(count: int, word: str, one: str = "", several: str = "") -> str:
+    """Return a count with its word, and a verb that agrees with it: `1 pair shows`, `1,200 pairs show`."""
+    verb = one if count == 1 else several
+    return f"{count:,} {plural(word, count)}" + (f" {verb}" if verb else "")
+
+
 def plural(word: str, count: int) -> str:
     """Return a word as it stands beside a count."""
     return word if count == 1 else word + ("es" if word.endswith("s") else "s")

@@ -61,7 +61,7 @@ class Adaptation:
     @property
     def name(self) -> str:
         """How the model is called where it answers."""
-        return f"adapted to {self.images} images of this list"
+        return f"adapted to {self.images:,} images of this list"
 
     @property
     def held_bytes(self) -> int:
@@ -268,7 +268,7 @@ def _outcome(adaptation: Adaptation) -> str:
         else "This list shows what the <b>original</b> says."
     )
     return (
-        f"{warnings}{table(['', 'Before', 'After'], rows, f'{adaptation.images} images, before and after')}"
+        f"{warnings}{table(['', 'Before', 'After'], rows, f'{adaptation.images:,} images, before and after')}"
         f'<p role="status">{said}</p><div class="saves">'
         f'<button type="button" data-send="use" data-value="{"" if used else "adapted"}">'
         f"{'Use the original again' if used else 'Use the adapted model for this list'}</button>"

@@ -25,7 +25,7 @@ from cervicyte.images.quality import Step, steps_against_original
 from cervicyte.images.segmentation import Outlines, segment
 from cervicyte.images.statistics import STATISTICS
 from cervicyte.inference.classifier import Classifier, Prediction
-from cervicyte.pages import plural
+from cervicyte.pages import counted
 
 MEASURED_PIXELS = (
     4_000_000  # of a larger image, steps are shown and measured at the size in which it is shown
@@ -357,7 +357,7 @@ def verdict_html(class_name: str, verdict: Verdict) -> str:
     if verdict.tested:
         mark = "beats" if verdict.beats_controls else "fails"
         title = "Map tested: " + ("it beats the controls" if verdict.beats_controls else "unproven")
-    passes = f"{verdict.forward_passes} {plural('pass', verdict.forward_passes)} through the network"
+    passes = f"{counted(verdict.forward_passes, 'pass')} through the network"
     how = (
         f"Measured by taking the marked places out of this image and putting them back, in {passes}. It says "
         "whether the network relies on these places, not whether its answer is right."

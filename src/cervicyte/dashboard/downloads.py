@@ -33,6 +33,7 @@ from cervicyte.explanation.panels import percent
 from cervicyte.images.segmentation import Outlines
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.predict import ERROR, header_of, values_of
+from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 A4 = (8.27, 11.69)  # inches
@@ -241,7 +242,7 @@ def worklist_pages(source: Source, entries: Sequence[Entry]) -> Iterator[Figure]
     total = -(-len(entries) // LINES_A_PAGE)
     for number in range(total):
         part = entries[number * LINES_A_PAGE : (number + 1) * LINES_A_PAGE]
-        page = _page("Worklist, most abnormal first", f"{len(entries)} files", number + 1, total)
+        page = _page("Worklist, most abnormal first", counted(len(entries), "file"), number + 1, total)
         _write_row(page, LIST_TOP, COLUMNS, weight="bold")
         for place, entry in enumerate(part):
             row = [str(number * LINES_A_PAGE + place + 1), *_row(source.worklist, entry)]

@@ -29,7 +29,7 @@ from cervicyte.dashboard.worklist import Entry, Worklist
 from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.inference.classifier import Classifier
-from cervicyte.pages import plural
+from cervicyte.pages import counted
 from cervicyte.progress import duration
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -339,19 +339,18 @@ def overlays_html(
         return said
     counts = {kind: sum(one.kind == kind for one in made.outcomes) for kind in OUTCOMES}
     pictures = sum(bool(one.overlay) for one in made.outcomes)
+    fails, untested = counts[FAILS], counts[UNTESTED]
+    without = counts[DECLINED] + counts[ERROR]
     parts = [
-        f"{count} {words}"
-        for count, words in (
-            (counts[BEATS], f"{plural('map', counts[BEATS])} beat{'s' * (counts[BEATS] == 1)} the controls"),
-            (counts[FAILS], f"{'does' if counts[FAILS] == 1 else 'do'} not"),
-            (counts[UNTESTED], f"{'was' if counts[UNTESTED] == 1 else 'were'} not tested"),
-            (counts[DECLINED] + counts[ERROR], "without an overlay"),
-        )
-        if count
+        f"{counted(counts[BEATS], 'map', 'beats', 'beat')} the controls" if counts[BEATS] else "",
+        f"{fails} {'does' if fails == 1 else 'do'} not" if fails else "",
+        f"{untested} {'was' if untested == 1 else 'were'} not tested" if untested else "",
+        f"{without} without an overlay" if without else "",
     ]
     stale = "" if made.is_of(worklist) else " The list or its model has changed since; make them anew."
     return (
-        f'{said}<p role="status"><b>{pictures} {plural("overlay", pictures)} made</b>: {", ".join(parts)}.'
+        f'{said}<p role="status"><b>{counted(pictures, "overlay")} made</b>: '
+        f"{', '.join(filter(None, parts))}."
         f'{stale}</p><div class="saves"><button type="button" data-fetch="overlays" '
         f'data-name="cervicyte_overlays.zip" data-focus="save-overlays">Save the zip '
         f"({made.bytes / 1e6:.1f} MB)</button></div>"

@@ -16,7 +16,7 @@ from cervicyte.dashboard.worklist import Entry, Worklist
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.explanation.panels import percent
 from cervicyte.inference.classifier import Classifier
-from cervicyte.pages import plural, table
+from cervicyte.pages import counted, table
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 CANNOT_SAY = ""  # the label of a cell that is none of the classes, or cannot be told
@@ -227,7 +227,7 @@ def summary_html(reading: Reading, logged: bool) -> str:
     )
     return (
         f'{failed}<section class="summary card"><h2>Agreement</h2><p>{html.escape(agreement.sentence)}</p>'
-        f'{matrix}<p class="fine">{count} {plural("reading", count)}. {kept} {HOW_LONG}. The model is no '
+        f'{matrix}<p class="fine">{counted(count, "reading")}. {kept} {HOW_LONG}. The model is no '
         f"gold standard: where you differ, either may be right.</p>{save}</section>"
     )
 

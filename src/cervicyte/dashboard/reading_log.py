@@ -37,7 +37,7 @@ from cervicyte.metrics import (
     group_bootstrap,
     upper_bound_of_none,
 )
-from cervicyte.pages import plural
+from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 if TYPE_CHECKING:  # PyTorch comes with it, and a log is verified without
@@ -125,7 +125,7 @@ class Agreement:
         """The agreement in words."""
         if not self.cells:
             return "No cell has been read blind yet, so that there is no agreement to tell."
-        cells = f"{self.cells} {plural('cell', self.cells)} read blind"
+        cells = f"{counted(self.cells, 'cell')} read blind"
         what = f"Reader and model agree on {self.agreed.value:.1%} of {cells}"
         if math.isnan(self.kappa.value):
             return f"{what}; kappa is undefined, as both used one label only."

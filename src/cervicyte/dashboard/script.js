@@ -146,7 +146,7 @@
       }
     }
     const place = buttons.findIndex((button) => button.dataset.open === page.current);
-    const said = place < 0 ? `${buttons.length} cells` : `${place + 1} of ${buttons.length}`;
+    const said = place < 0 ? `${buttons.length} ${buttons.length === 1 ? "cell" : "cells"}` : `${place + 1} of ${buttons.length}`;
     for (const label of all("[data-place]")) if (label.textContent !== said) label.textContent = said;
     for (const button of all("[data-step]")) {
       const to = place + Number(button.dataset.step);

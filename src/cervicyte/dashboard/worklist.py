@@ -20,7 +20,7 @@ from cervicyte.explanation import cam
 from cervicyte.explanation.panels import percent
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier, Prediction
-from cervicyte.pages import plural
+from cervicyte.pages import counted
 
 AT_ONCE = 8  # images that are answered together, so that the list grows as one looks at it
 PIXELS_AT_ONCE = 40_000_000
@@ -259,7 +259,7 @@ def progress_html(worklist: Worklist, reading: bool = False, remark: str = "") -
         return f'<p class="fine busy">Reading … {count} so far</p>'
     remark = remark or worklist.broken_off
     warned = f'<p class="failed" role="alert">{html.escape(remark)}</p>' if remark else ""
-    said = f"{count - failed} {plural('cell', count - failed)} read"
+    said = f"{counted(count - failed, 'cell')} read"
     said += f", {failed} could not be" if failed else ""
     return f'{warned}<p class="fine">{said}</p>'
 

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from cervicyte.datasets.classes import known_class
+from cervicyte.pages import counted
 from cervicyte.provenance import sha256_of_file
 
 FIELD_AND_CELL = re.compile(r"(\d+)_\d+")
@@ -154,7 +155,7 @@ def join_equal_contents(
     if contradictions:
         first = contradictions[0]
         warnings.append(
-            f"{len(contradictions):,} images carry two labels: "
+            f"{counted(len(contradictions), 'image', 'carries', 'carry')} two labels: "
             f"{' and '.join(f'{paths[index]} ({labels[index]})' for index in first[:2])} are the same file."
         )
     return [representative(group) for group in groups], warnings

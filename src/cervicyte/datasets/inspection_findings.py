@@ -28,6 +28,7 @@ from cervicyte.datasets.twins import Twin
 from cervicyte.datasets.whole_fields import FieldMatches
 from cervicyte.images.reader import FORMAT_OF_SUFFIX
 from cervicyte.images.statistics import STATISTICS
+from cervicyte.pages import counted
 
 PUBLISHED_FIELDS = {"SIPaKMeD": 966}
 TINY = 24  # pixels; the smallest side of SIPaKMeD's crops is 62, of Herlev's 33
@@ -113,12 +114,13 @@ def cell_indices(looks: Sequence[Look]) -> list[int]:
 def count_findings(dataset: CellDataset, every: int) -> list[Finding]:
     """Compare how many cells there are with `every` image there, and with what was published."""
     findings = []
-    if every > len(dataset.cells):
+    others = every - len(dataset.cells)
+    if others > 0:
         findings.append(
             Finding(
                 "other-images",
-                f"{every - len(dataset.cells):,} images beside the {len(dataset.cells):,} cells are none: a "
-                f"loader that takes every image counts {every:,}.",
+                f"{counted(others, 'image')} beside the {counted(len(dataset.cells), 'cell')} "
+                f"{'is' if others == 1 else 'are'} none: a loader that takes every image counts {every:,}.",
             )
         )
     if dataset.known is None:
@@ -146,8 +148,8 @@ def count_findings(dataset: CellDataset, every: int) -> list[Finding]:
             findings.append(
                 Finding(
                     kind,
-                    f"This is {words} {dataset.known}: {len(dataset.cells):,} cells where {total:,} were "
-                    f"published ({which}).",
+                    f"This is {words} {dataset.known}: {counted(len(dataset.cells), 'cell')} where "
+                    f"{total:,} were published ({which}).",
                 )
             )
     return findings
@@ -174,18 +176,35 @@ def file_findings(cells: Sequence[Cell], looks: Sequence[Look]) -> list[Finding]
     def is_misnamed(cell: Cell, look: Look) -> bool:
         return look.format != FORMAT_OF_SUFFIX.get(cell.path.suffix.lower(), look.format)
 
-    kinds: tuple[tuple[str, str, Callable[[Cell, Look], bool]], ...] = (
-        ("fields-among-crops", "{} images among the crops are as large as whole fields.", is_field),
-        ("masks-among-images", f"{{}} images have a mask's name or at most {MASK_COLOURS} colours.", is_mask),
-        ("misnamed", "{} files are of another format than their names say.", is_misnamed),
+    kinds: tuple[tuple[str, str, str, Callable[[Cell, Look], bool]], ...] = (
+        (
+            "fields-among-crops",
+            "image among the crops is as large as a whole field",
+            "images among the crops are as large as whole fields",
+            is_field,
+        ),
+        (
+            "masks-among-images",
+            f"image has a mask's name or at most {MASK_COLOURS} colours",
+            f"images have a mask's name or at most {MASK_COLOURS} colours",
+            is_mask,
+        ),
+        (
+            "misnamed",
+            "file is of another format than its name says",
+            "files are of another format than their names say",
+            is_misnamed,
+        ),
         (
             "blank",
-            "{} images are blank: all pixels are nearly alike.",
+            "image is blank: all pixels are nearly alike",
+            "images are blank: all pixels are nearly alike",
             lambda _, look: look.deviation < BLANK,
         ),
         (
             "tiny",
-            f"{{}} images have a side under {TINY} pixels.",
+            f"image has a side under {TINY} pixels",
+            f"images have a side under {TINY} pixels",
             lambda _, look: min(look.width, look.height) < TINY,
         ),
     )
@@ -195,22 +214,26 @@ def file_findings(cells: Sequence[Cell], looks: Sequence[Look]) -> list[Finding]
         findings.append(
             Finding(
                 "unreadable",
-                f"{len(unreadable):,} files cannot be read, the first: {unreadable[0][1].error}",
+                f"{counted(len(unreadable), 'file')} cannot be read, the first: {unreadable[0][1].error}",
                 tuple(cell.name for cell, _ in unreadable),
             )
         )
-    for kind, text, holds in kinds:
+    for kind, one, several, holds in kinds:
         names = tuple(
             cell.name
             for cell, look in zip(cells, looks, strict=True)
             if look.error is None and holds(cell, look)
         )
         if names:
-            findings.append(Finding(kind, text.format(f"{len(names):,}"), names))
+            findings.append(Finding(kind, f"{len(names):,} {one if len(names) == 1 else several}.", names))
     named = tuple(cell.name for cell in cells if AUGMENTED_NAME.search(cell.path.stem))
     if named:
         findings.append(
-            Finding("augmented-names", f"{len(named):,} files are named like augmented copies.", named)
+            Finding(
+                "augmented-names",
+                f"{counted(len(named), 'file', 'is', 'are')} named like augmented copies.",
+                named,
+            )
         )
     return findings
 
@@ -237,14 +260,13 @@ def copy_findings(
                 looks[index].bytes_sha256 for index in indices if index < other
             }
             pairs[same_bytes].append((cells[indices[0]].name, cells[other].name))
-    for same_bytes, kind, words in (
-        (True, "duplicate-files", "are the same file as another"),
-        (False, "duplicate-pixels", "hold the same pixels as another, in a different file"),
+    for same_bytes, kind, verbs, what in (
+        (True, "duplicate-files", ("is", "are"), "the same file as another"),
+        (False, "duplicate-pixels", ("holds", "hold"), "the same pixels as another, in a different file"),
     ):
         if pairs[same_bytes]:
-            findings.append(
-                Finding(kind, f"{len(pairs[same_bytes]):,} images {words}.", pairs=tuple(pairs[same_bytes]))
-            )
+            said = f"{counted(len(pairs[same_bytes]), 'image', *verbs)} {what}."
+            findings.append(Finding(kind, said, pairs=tuple(pairs[same_bytes])))
     return findings
 
 
@@ -265,7 +287,8 @@ def twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: boo
         findings.append(
             Finding(
                 "augmented-copies",
-                f"{len(turned):,} pairs are one picture, mirrored or turned by quarters: augmented copies.",
+                f"{counted(len(turned), 'pair', 'is', 'are')} one picture, mirrored or turned by quarters: "
+                "augmented copies.",
                 pairs=names(turned),
             )
         )
@@ -274,8 +297,9 @@ def twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: boo
         findings.append(
             Finding(
                 "twins",
-                f"{len(across):,} pairs show the same place under different field numbers, {len(involved):,} "
-                f"of {len(cells):,} cells: a split by cell or by field number puts twins on both sides.",
+                f"{counted(len(across), 'pair', 'shows', 'show')} the same place under different field "
+                f"numbers, {len(involved):,} of {len(cells):,} cells: a split by cell or by field number "
+                "puts twins on both sides.",
                 pairs=names(across),
             )
         )
@@ -283,7 +307,7 @@ def twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: boo
         findings.append(
             Finding(
                 "twins-in-one-field",
-                f"{len(within):,} pairs show the same place under one field number.",
+                f"{counted(len(within), 'pair', 'shows', 'show')} the same place under one field number.",
                 pairs=names(within),
             )
         )
@@ -291,8 +315,8 @@ def twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: boo
         findings.append(
             Finding(
                 "twins-beyond-the-table",
-                f"{len(unknown):,} of these pairs are not joined by the shipped table of SIPaKMeD's "
-                "field groups.",
+                f"{len(unknown):,} of these pairs {'is' if len(unknown) == 1 else 'are'} not joined by the "
+                "shipped table of SIPaKMeD's field groups.",
                 pairs=names(unknown),
             )
         )
@@ -318,8 +342,9 @@ def field_findings(matches: FieldMatches, before: Sequence[str], after: Sequence
     return [
         Finding(
             "fields-joined",
-            f"{len(matches.pairs):,} pairs of the {len(matches.files):,} whole fields overlap; they join "
-            f"{joins:,} groups to others that neither names nor crops had joined.",
+            f"{counted(len(matches.pairs), 'pair')} of the {len(matches.files):,} whole fields "
+            f"{'overlaps; it joins' if len(matches.pairs) == 1 else 'overlap; they join'} "
+            f"{counted(joins, 'group')} to others that neither names nor crops had joined.",
             pairs=tuple((pair.first, pair.second) for pair in matches.pairs),
         )
     ]
@@ -335,7 +360,7 @@ def label_findings(cells: Sequence[Cell], pairs: Sequence[tuple[int, int]]) -> l
     return [
         Finding(
             "label-conflicts",
-            f"{len(contrary):,} pairs show one cell under two labels ({which}).",
+            f"{counted(len(contrary), 'pair', 'shows', 'show')} one cell under two labels ({which}).",
             pairs=tuple((cells[one].name, cells[other].name) for one, other in contrary),
         )
     ]

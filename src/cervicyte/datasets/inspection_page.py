@@ -17,7 +17,7 @@ from cervicyte.datasets.twins import Twin
 from cervicyte.datasets.unlike_groups import FEWEST_CELLS, GROUP_OUTLYING
 from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import STATISTICS
-from cervicyte.pages import PICTURE_PIXELS, bullets, facts, key_figures, page_of, picture, section
+from cervicyte.pages import PICTURE_PIXELS, bullets, counted, facts, key_figures, page_of, picture, section
 
 PAIRS_SHOWN = 24  # in each gallery
 SMALL_PICTURE_PIXELS = 56  # the longer side, in a table
@@ -79,7 +79,7 @@ def inspection_page(
         section("Where this comes from", _origin(content)),
     ]
     lead = (
-        f"{len(dataset.cells):,} cells, {len(dataset.classes)} classes, "
+        f"{counted(len(dataset.cells), 'cell')}, {counted(len(dataset.classes), 'class')}, "
         f"{html.escape(dataset.known or dataset.layout)}. "
         f"Written {html.escape(content['provenance']['written'][:10])} by Cervicyte."
     )
@@ -90,10 +90,14 @@ def _key_figures(inspection: Inspection, content: dict[str, Any]) -> str:
     involved = {index for twin in inspection.twins for index in (twin.first, twin.second)}
     conflicts = sum(len(one.pairs) for one in inspection.findings if one.kind == "label-conflicts")
     figures = (
-        ("Cells", f"{content['cells']:,}", f"{len(content['cells_of_class'])} classes"),
+        ("Cells", f"{content['cells']:,}", counted(len(content["cells_of_class"]), "class")),
         ("Groups", f"{content['groups']:,}", f"{content['groups_before']:,} before twins were joined"),
         ("Largest group", f"{content['largest_group']:,}", "cells that stay on one side of a split"),
-        ("Twin pairs", f"{content['twin_pairs']:,}", f"{len(involved):,} cells have a twin"),
+        (
+            "Twin pairs",
+            f"{content['twin_pairs']:,}",
+            counted(len(involved), "cell", "has a twin", "have a twin"),
+        ),
         ("Label conflicts", f"{conflicts:,}", "pairs of one cell under two labels"),
         ("Unreadable", f"{len(content['unreadable']):,}", "files"),
     )
@@ -166,7 +170,7 @@ def _galleries(inspection: Inspection) -> list[str]:
     for title, text, pairs in galleries:
         if pairs:
             total = len(across) if title == "Twins across fields" else len(pairs)
-            count = f"{total:,} pairs" if total <= PAIRS_SHOWN else f"{PAIRS_SHOWN} of {total:,} pairs"
+            count = counted(total, "pair") if total <= PAIRS_SHOWN else f"{PAIRS_SHOWN} of {total:,} pairs"
             figures = "".join(_pair(cells, twin) for twin in pairs[:PAIRS_SHOWN])
             note = f"<p class=note>{html.escape(text)} {count}; all found stand in twins.csv.</p>"
             sections.append(section(title, note, f"<div class=pairs>{figures}</div>"))
@@ -187,10 +191,11 @@ def _field_gallery(inspection: Inspection) -> list[str]:
         figures.append(f"<figure class=pair>{sides}<figcaption>{words}</figcaption></figure>")
     if not figures:
         return []
-    count = f"{len(figures)} of {len(fields.pairs):,}" if len(fields.pairs) > PAIRS_SHOWN else "All"
+    total = counted(len(fields.pairs), "pair")
+    count = f"{len(figures)} of {total}" if len(fields.pairs) > PAIRS_SHOWN else f"All {total}"
     note = (
         f"<p class=note>Whole photographs that show the same place in part: how well they agree there, and "
-        f"the share of the smaller one that overlaps. {count} pairs, the least sure first; all stand in "
+        f"the share of the smaller one that overlaps. {count}, the least sure first; all stand in "
         "inspection.json.</p>"
     )
     return [section("Overlapping fields", note, f"<div class=pairs>{''.join(figures)}</div>")]
@@ -235,8 +240,8 @@ def _class_parts(inspection: Inspection, looks: Sequence[Look]) -> list[str]:
             for name in STATISTICS
         ]
         rows.append(
-            f"<tr><th scope=row>{swatch}{html.escape(str(label))}<br><small>{len(cells):,} cells</small></th>"
-            f"{''.join(texts)}</tr>"
+            f"<tr><th scope=row>{swatch}{html.escape(str(label))}<br>"
+            f"<small>{counted(len(cells), 'cell')}</small></th>{''.join(texts)}</tr>"
         )
     notes = " ".join(f"{title}: {meaning}." for title, _, meaning in STATISTICS.values())
     return [
@@ -303,7 +308,7 @@ def _unlike_groups_table(content: dict[str, Any], inspection: Inspection) -> str
     rows = "".join(
         f"<tr><td>{''.join(picture_of(cell_of[path], SMALL_PICTURE_PIXELS) for path in one['shown'])}</td>"
         f"<th scope=row><code>{html.escape(one['group'])}</code><br>"
-        f"<small>{one['cells']:,} cells</small></th>"
+        f"<small>{counted(one['cells'], 'cell')}</small></th>"
         f"<td>{html.escape(one['label'])}</td><td>{STATISTICS[one['statistic']][0]}</td>"
         f"<td class=number>{_value_text(one['statistic'], one['median'])}</td>"
         f"<td class=number>{_value_text(one['statistic'], one['median_of_groups'])}</td>"

@@ -31,6 +31,7 @@ from cervicyte.datasets.groups import field_number, group_by_name, join_equal_co
 from cervicyte.errors import DatasetError
 from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
+from cervicyte.pages import counted
 
 T = TypeVar("T")
 
@@ -117,12 +118,19 @@ class _Listing:
         """Say in sentences which files were not taken for cells."""
         sentences = []
         if self.fields:
-            sentences.append(f"{self.fields:,} whole fields beside the crops were left out.")
+            sentences.append(
+                f"{counted(self.fields, 'whole field')} beside the crops "
+                f"{'was' if self.fields == 1 else 'were'} left out."
+            )
         if self.masks:
-            sentences.append(f"{self.masks:,} masks (`-d`) beside the cells were left out.")
+            sentences.append(
+                f"{counted(self.masks, 'mask')} (`-d`) beside the cells "
+                f"{'was' if self.masks == 1 else 'were'} left out."
+            )
         if self.other_files:
             sentences.append(
-                f"{len(self.other_files):,} files without an image's name were left out, such as "
+                f"{counted(len(self.other_files), 'file')} without an image's name "
+                f"{'was' if len(self.other_files) == 1 else 'were'} left out, such as "
                 f"{self.other_files[0]}."
             )
         if self.empty:
@@ -318,8 +326,9 @@ def _list_folders(root: Path) -> _Listing:
 def _warn_of_unlabelled(listing: _Listing, folder: Path, images: list[Path]) -> None:
     if images:
         listing.warnings.append(
-            f"{len(images):,} images beside the class folders of {folder} have no label and were left "
-            f"out, such as {images[0].name}."
+            f"{counted(len(images), 'image')} beside the class folders of {folder} "
+            f"{'has no label and was' if len(images) == 1 else 'have no label and were'} left out, such as "
+            f"{images[0].name}."
         )
 
 

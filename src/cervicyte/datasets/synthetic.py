@@ -26,6 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cervicyte.errors import UsageError
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, library_versions, write_json, written_atomically
 
@@ -657,7 +658,10 @@ def write_dataset(out: Path, cells: int, seed: int, progress: Progress = SILENT)
         UsageError: fewer than five cells, a negative seed, or `out` holds something else.
     """
     if cells < len(APPEARANCES):
-        raise UsageError(f"{cells} cells are too few: ask for at least {len(APPEARANCES)}, one per class.")
+        raise UsageError(
+            f"{counted(cells, 'cell', 'is', 'are')} too few: "
+            f"ask for at least {len(APPEARANCES)}, one per class."
+        )
     if seed < 0:
         raise UsageError(f"The seed {seed} is negative: choose one of 0 or more.")
     out = Path(out)

@@ -26,6 +26,7 @@ from cervicyte.datasets.layouts import WHOLE_FIELD, Cell
 from cervicyte.datasets.twins import one_thread_a_call
 from cervicyte.errors import ImageError
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 
 LEAST_SIDE = 400  # pixels; what is smaller and numbered like a field is none, such as a mask
@@ -131,7 +132,7 @@ def match_fields(files: dict[str, Path], progress: Progress = SILENT) -> FieldMa
         for pair in pool.map(compare, candidates):
             if pair is not None:
                 pairs.append(pair)
-            progress.advance(1, f"{len(pairs)} pairs")
+            progress.advance(1, counted(len(pairs), "pair"))
         progress.close()
     return FieldMatches(files, tuple(sorted(pairs, key=lambda pair: (-pair.score, pair.first, pair.second))))
 

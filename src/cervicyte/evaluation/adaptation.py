@@ -28,6 +28,7 @@ from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.network.heads import without_other_heads
 from cervicyte.network.model_file import ModelFile, weights_hash
 from cervicyte.network.resnet import CBAMResNet50
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import normalised
 
@@ -67,7 +68,9 @@ def adapted(
         UsageError: there are fewer than two images.
     """
     if len(images) < 2:
-        raise UsageError(f"{len(images)} images are too few to adapt to; give {FEWEST_IMAGES} or more.")
+        raise UsageError(
+            f"{counted(len(images), 'image', 'is', 'are')} too few to adapt to; give {FEWEST_IMAGES} or more."
+        )
     model = without_other_heads(model)  # theirs would be answers of a network that is no more
     share = share_of(len(images)) if share is None else share
     background = np.median([background_of(image) for image in images], axis=0)

@@ -33,6 +33,7 @@ from cervicyte.metrics import DRAWS
 from cervicyte.network.description import Metadata
 from cervicyte.network.model_file import load_model_file
 from cervicyte.network.resnet import NETWORKS, CBAMResNet50
+from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 from cervicyte.training.loop import MODEL_NAME
 from cervicyte.training.recipe import Recipe
@@ -315,9 +316,13 @@ def _facts_of_data(metrics: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
+def _cells_in_groups(counts: Mapping[str, Any]) -> str:
+    return f"{counted(counts['cells'], 'cell')} in {counted(counts['groups'], 'group')}"
+
+
 def _facts_of_split(metrics: Mapping[str, Any]) -> dict[str, str]:
     context = metrics["context"]
-    tested = f"{metrics['cells']:,} cells in {metrics['groups']:,} groups"
+    tested = _cells_in_groups(metrics)
     facts, split = {}, context.get("split")
     if _trained_here(context):
         facts["internal_test"] = f"Tested on {tested} that took no part in training."
@@ -332,9 +337,7 @@ def _facts_of_split(metrics: Mapping[str, Any]) -> dict[str, str]:
         facts["counts"] = f"{tested} were tested."
         return facts
     parts = [
-        f"{part} {split[part]['cells']:,} cells in {split[part]['groups']:,} groups"
-        for part in ("train", "validation", "test")
-        if part in split
+        f"{part} {_cells_in_groups(split[part])}" for part in ("train", "validation", "test") if part in split
     ]
     facts["counts"] = f"{_sentence('; '.join(parts))}."
     if split.get("folds"):
@@ -361,7 +364,7 @@ def _facts_of_folds(metrics: Mapping[str, Any]) -> dict[str, str]:
     shares = [one["accuracy"] for one in folds["fold_accuracy"]]
     after, before = "expected_calibration_error_after", "expected_calibration_error_before"
     facts = {
-        "counts": f"{metrics['cells']:,} cells in {metrics['groups']:,} groups, each tested {times}.",
+        "counts": f"{_cells_in_groups(metrics)}, each tested {times}.",
         "partition": f"At random, by {folds['by']}, stratified by class, into {folds['folds']} folds (seed "
         f"{seeds}). Each fold was the test part once; about an eighth of the rest was the validation part. "
         "Split files: `split.csv` in each fold's folder.",
@@ -560,7 +563,7 @@ def _performance(metrics: Mapping[str, Any]) -> str:
     folds = metrics["context"].get("cross_validation")
     spread = folds["figures"]["accuracy"]["standard_deviation_over_seeds"] if folds else None
     over_seeds = "" if spread is None else f" Standard deviation of the accuracy over seeds: {spread:.2%}."
-    return f"On {metrics['cells']:,} cells in {metrics['groups']:,} groups: {'; '.join(said)}.{over_seeds}"
+    return f"On {_cells_in_groups(metrics)}: {'; '.join(said)}.{over_seeds}"
 
 
 def _per_class(metrics: Mapping[str, Any]) -> str:
@@ -617,9 +620,8 @@ def _calibration(about: Metadata) -> str:
     )
     return (
         f"Probabilities are calibrated {scaled}, fitted on "
-        f"{about.calibration['cells']:,} cells in {about.calibration['groups']:,} groups that trained no "
-        f"network "
-        "and were not tested; no class is called otherwise for it."
+        f"{_cells_in_groups(about.calibration)} that trained no network and were not tested; no class is "
+        "called otherwise for it."
     )
 
 

@@ -102,10 +102,12 @@ def label_error_addition(
             for (given, suggested), count in pairs.most_common(PAIRS_NAMED)
         )
         more = "most" if len(pairs) > PAIRS_NAMED else "all"
+        is_one = len(doubted) == 1
+        verb = "is likely wrong or its cell" if is_one else "are likely wrong or their cells"
         findings.append(
             Finding(
                 "label-errors",
-                f"{len(doubted):,} of {len(table):,} labels are likely wrong or their cells hard to tell "
+                f"{len(doubted):,} of {len(table):,} labels {verb} hard to tell "
                 f"({more} of them: {which}); look before changing anything. {_trust(agreement)}",
                 tuple(doubted["path"]),
             )

@@ -27,7 +27,17 @@ from cervicyte.evaluation.tables import (
     write_table,
 )
 from cervicyte.metrics import Estimate
-from cervicyte.pages import bullets, facts, key_figures, page_of, picture, plural, section, table, title_of
+from cervicyte.pages import (
+    bullets,
+    counted,
+    facts,
+    key_figures,
+    page_of,
+    picture,
+    section,
+    table,
+    title_of,
+)
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 
 REPORT_FILES = (
@@ -149,7 +159,7 @@ def interval_method(evaluation: Evaluation) -> str:
         return "There are no intervals: all cells belong to one group."
     return (
         f"In brackets: 95 % percentile intervals from {evaluation.draws:,} bootstrap draws of whole groups "
-        f"({evaluation.groups:,} groups). They hold for other cells of the same kind; they do not "
+        f"({counted(evaluation.groups, 'group')}). They hold for other cells of the same kind; they do not "
         "contain what another training run, laboratory or stain would change."
     )
 
@@ -199,9 +209,9 @@ def report_page(
         section(f"The most confident mistakes (of {mistakes:,})", _mistakes(predictions, image_of)),
         section("Where this comes from", *_origin(context, content["provenance"])),
     ]
-    cells = f"{evaluation.cells:,} cells in {evaluation.groups:,} {plural('group', evaluation.groups)}"
+    cells = f"{counted(evaluation.cells, 'cell')} in {counted(evaluation.groups, 'group')}"
     written = html.escape(content["provenance"]["written"][:10])
-    classes = f"{len(evaluation.class_names)} {plural('class', len(evaluation.class_names))}"
+    classes = counted(len(evaluation.class_names), "class")
     return page_of(title, f"{cells}, {classes}. Written {written} by Cervicyte.", sections)
 
 
@@ -319,7 +329,7 @@ def _training_parts(history: pd.DataFrame, kept: int) -> list[str]:
         "Training history", "history", charts.history_figure(history, kept), "loss and accuracy by epoch"
     )
     return [
-        f"<p>{len(history)} {plural('epoch', len(history))}; epoch {int(best['epoch'])} was kept, with a "
+        f"<p>{counted(len(history), 'epoch')}; epoch {int(best['epoch'])} was kept, with a "
         f"validation accuracy of {_value_text('rate', float(best['validation_accuracy']))}.</p>",
         f"<div class='charts wide'>{chart}</div>",
         "<p class=note>Training figures are of augmented images, so that they may lie below those of "

@@ -28,7 +28,7 @@ from cervicyte.evaluation.tables import write_table
 from cervicyte.images.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from cervicyte.images.reader import read_image
 from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
-from cervicyte.pages import plural
+from cervicyte.pages import counted, plural
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 from cervicyte.training.cells import READING_THREADS
@@ -82,7 +82,10 @@ def robustness(
     if not runs:
         raise UsageError("Name one run folder or more.")
     if cells is not None and cells < len(runs):
-        raise UsageError(f"{cells} cells are fewer than the {len(runs)} runs; ask for one of each, at least.")
+        raise UsageError(
+            f"{counted(cells, 'cell', 'is', 'are')} fewer "
+            f"than the {len(runs)} runs; ask for one of each, at least."
+        )
     dataset = read_dataset(data, known_groups)
     tables, leaks, met, of = [], [], set(), 0
     for run in runs:

@@ -49,6 +49,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.heads import load_with_head
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import load_cells
 from cervicyte.training.loop import (
@@ -205,7 +206,7 @@ def train_and_evaluate(
     caveats = caveats_of(dataset, split)
     if parent is not None:
         caveats = [*_caveats_of_parent(parent, cells, data), *caveats]
-    progress.say("; ".join(f"{part}: {len(cells[part])} cells" for part in PARTS))
+    progress.say("; ".join(f"{part}: {counted(len(cells[part]), 'cell')}" for part in PARTS))
     # All that can be wrong with the input is found before anything is trained or written.
     cost_of_classes(class_names, recipe.missed_abnormal_cost)
     first_network(recipe, class_names)
@@ -446,7 +447,8 @@ def evaluate_model(
         cells = dataset.cells
     true_classes = mapped_classes(cells, model.class_names, class_map or {}, data)
     seen = refuse_seen(model, cells, data, allow_seen, remedy_by_split("evaluate"))
-    seen_caveat = f"{len(seen)} of {len(cells)} cells were seen in training: the figures flatter."
+    which = f"{len(seen)} of {counted(len(cells), 'cell')} {'was' if len(seen) == 1 else 'were'}"
+    seen_caveat = f"{which} seen in training: the figures flatter."
     caveats = [seen_caveat, NOT_PATIENTS] if seen else [NOT_PATIENTS]
     if unknown := note_on_unknown_training(model):
         caveats.insert(0, unknown)

@@ -61,6 +61,7 @@ from cervicyte.evaluation.tables import write_table
 from cervicyte.evaluation.together_page import together_page
 from cervicyte.network.heads import Head, abnormal_unit, wide_names, with_head
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import (
     RESEARCH_USE_ONLY,
@@ -186,7 +187,9 @@ def train_together(
         one.name: {part: cells_of(splits[one.name], one.data, part) for part in PARTS} for one in trained
     }
     for name, parts in cells.items():
-        progress.say(f"{name}: " + "; ".join(f"{part}: {len(parts[part])} cells" for part in PARTS))
+        progress.say(
+            f"{name}: " + "; ".join(f"{part}: {counted(len(parts[part]), 'cell')}" for part in PARTS)
+        )
     heads = [one.head for one in trained]
     first_network(recipe, wide_names(heads))  # what can be wrong with it is found before anything is written
     images = {

@@ -21,7 +21,7 @@ from cervicyte.explanation.controls import class_maps
 from cervicyte.explanation.panels import overlay
 from cervicyte.images.reader import read_image
 from cervicyte.network.model_file import ModelFile
-from cervicyte.pages import bullets, facts, page_of, picture, plural, section, table
+from cervicyte.pages import bullets, counted, facts, page_of, picture, section, table
 from cervicyte.provenance import provenance, write_json, write_text
 
 PICTURE_PIXELS = 144  # the longer side of a cell's picture on the page
@@ -74,7 +74,7 @@ def audit_page(figures: Figures, examples: Sequence[str] = ()) -> str:
         section("Where this comes from", *_origin(figures)),
     ]
     lead = (
-        f"{cells:,} cells in {groups:,} {plural('group', groups)}; accuracy on them "
+        f"{counted(cells, 'cell')} in {counted(groups, 'group')}; accuracy on them "
         f"{_plain_text(figures['correct'], percent=True)}. Written "
         f"{html.escape(figures['provenance']['written'][:10])} by Cervicyte."
     )
@@ -404,7 +404,7 @@ def _randomisation(figures: Figures) -> list[str]:
 
 def _pairs(measures: Mapping[str, Any]) -> str:
     """Say over how many pairs of maps the likeness is taken."""
-    return f"{measures['ssim']['cells']} of {measures['empty_before']['cells']} pairs"
+    return f"{measures['ssim']['cells']} of {counted(measures['empty_before']['cells'], 'pair')}"
 
 
 def _stability(figures: Figures) -> list[str]:

@@ -35,6 +35,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.description import Described
 from cervicyte.network.frozen import FrozenModel
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
 
@@ -413,8 +414,9 @@ class MapJob:
             passes = sum(verdict.forward_passes for verdict in found)
             least = f"{100 * LEAST_PROBABILITY:.0f} %"
             said.append(
-                f"Verdicts: {sum(verdict.beats_controls for verdict in tested)} of {len(tested)} tested maps "
-                f"beat their controls; {len(found) - len(tested)} were not tested, since the network gives "
+                f"Verdicts: {sum(verdict.beats_controls for verdict in tested)} of "
+                f"{counted(len(tested), 'tested map')} beat their controls; {len(found) - len(tested)} "
+                f"{'was' if len(found) - len(tested) == 1 else 'were'} not tested, since the network gives "
                 f"their class under {least} or they are empty. The verdicts cost {passes:,} forward passes, "
                 f"{passes / count:.0f} a cell. Each is on what speaks for a class, not on what speaks "
                 "against it."

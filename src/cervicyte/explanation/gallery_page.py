@@ -12,7 +12,7 @@ from cervicyte import __version__
 from cervicyte.evaluation.answers import Prediction
 from cervicyte.explanation.panels import padding_sentence, percent
 from cervicyte.explanation.verdict import Verdict
-from cervicyte.pages import bullets, page_of, plural
+from cervicyte.pages import bullets, counted, page_of
 
 RECORD = "explanation.json"
 STYLE = """
@@ -135,7 +135,7 @@ def gallery_page(
             parts += _entry_html(entry, class_names, title)
         parts.append("</section>")
     return page_of(
-        f"Where the network looked: {len(entries):,} {plural('cell', len(entries))}",
+        f"Where the network looked: {counted(len(entries), 'cell')}",
         f"{write(title)}. Written {provenance['written']} by Cervicyte {__version__} "
         f"({provenance['commit']}).",
         [part + "\n" for part in parts],

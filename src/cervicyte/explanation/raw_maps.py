@@ -16,6 +16,7 @@ from cervicyte.explanation.faithfulness import SCORED_AT_ONCE, Score
 from cervicyte.images.statistics import image_statistics
 from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import Output
+from cervicyte.pages import counted
 
 if TYPE_CHECKING:
     from cervicyte.network.model_file import ModelFile
@@ -105,8 +106,8 @@ class OfNetwork:
         kept = self.unexplained <= 1e-4
         return (
             f"HiResCAM at {self.model.layers[-1]} plus the class's bias {'is' if kept else 'IS NOT'} its "
-            f"logit: the largest difference over {cells} cells and {len(self.model.class_names)} classes is "
-            f"{self.unexplained:.1e}."
+            f"logit: the largest difference over {counted(cells, 'cell')} and "
+            f"{len(self.model.class_names)} classes is {self.unexplained:.1e}."
         )
 
 

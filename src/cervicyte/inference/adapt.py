@@ -23,6 +23,7 @@ from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.sources import Source, drawn_sources
 from cervicyte.network.description import SAFETENSORS
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
+from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
 
@@ -167,7 +168,8 @@ def warnings_of(content: Mapping[str, Any]) -> list[str]:
     images, before, after = content["images"], content["before"], content["after"]
     if images < FEWEST_IMAGES:
         warnings.append(
-            f"{images} images are too few to tell the laboratory from the cells at hand; give "
+            f"{counted(images, 'image', 'is', 'are')} too few "
+            "to tell the laboratory from the cells at hand; give "
             f"{FEWEST_IMAGES} or more."
         )
     name, share = max(after["classes"].items(), key=lambda item: item[1])

@@ -24,6 +24,7 @@ import numpy as np
 
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.predictions import softmax
+from cervicyte.pages import counted
 
 MOST_LOSS = 0.002  # of the accuracy: 0.2 points
 MOST_CHANGE = 0.1  # of an uncalibrated probability
@@ -52,7 +53,8 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
         )
     if len(cells) < FEWEST_CELLS:
         raise UsageError(
-            f"{len(cells)} images are too few to calibrate int8; give {FEWEST_CELLS} or more with "
+            f"{counted(len(cells), 'image', 'is', 'are')} too few "
+            f"to calibrate int8; give {FEWEST_CELLS} or more with "
             "--calibration."
         )
     import onnx
@@ -112,7 +114,8 @@ def refuse_what_calibrated(calibration: Sequence[bytes], compared: Sequence[byte
     """
     if len(compared) < FEWEST_COMPARED:
         raise UsageError(
-            f"{len(compared)} images are too few to say what int8 costs; give {FEWEST_COMPARED} or more with "
+            f"{counted(len(compared), 'image', 'is', 'are')} too few "
+            f"to say what int8 costs; give {FEWEST_COMPARED} or more with "
             "--images."
         )
     known = {hashlib.sha256(content).digest() for content in calibration}
