@@ -136,7 +136,7 @@ def all_cells() -> str:
         )
     counts = " and ".join(str(one["images"]) for one in theirs["adapted"])
     return (
-        "Trained on all cells, one network each, Herlev's AUC never trained on and adapted to "
+        "Trained on all cells, one network each, the AUC on Herlev, never trained on and adapted to "
         f"{counts} images: {'; '.join(said)} ([table](elsewhere_all_cells/elsewhere.md)). Folds and networks "
         "differ among themselves by more than the recipes do.\n\n"
     )
