@@ -132,7 +132,7 @@ def all_cells() -> str:
         figures = [one["figures"], *(adapted["figures"] for adapted in one["adapted"])]
         aucs = ", ".join(f"{each['abnormal_auc_all']['value']:.3f}" for each in figures)
         said.append(
-            f"{whose} {aucs}, of whose cells {100 * one['doubt']['flagged']:.0f} % are flagged at first"
+            f"{whose} {aucs}, with {100 * one['doubt']['flagged']:.0f} % of the cells flagged at first"
         )
     counts = " and ".join(str(one["images"]) for one in theirs["adapted"])
     return (
