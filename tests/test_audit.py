@@ -124,7 +124,7 @@ def test_cells_seen_in_training_are_refused_or_named_on_every_artefact(data, mod
     settings = replace(SETTINGS, cells=7, methods=("grad-cam",), sanity_cells=0, stability_cells=0)
     figures = audit_model(path, data, tmp_path / "all", settings=settings, allow_seen=True)
     assert figures["cells_seen_in_training"] == 1
-    said = "1 of 7 cells were seen in training"
+    said = "1 of 7 cells was seen in training"
     assert said in (tmp_path / "all" / "explanation_audit.html").read_text()
     assert said in (tmp_path / "all" / "explanation_audit.json").read_text()
     assert said in (tmp_path / "all" / RECORDS_NAME).read_text()
