@@ -71,10 +71,10 @@ def test_fewer_groups_than_needed_give_no_threshold_however_many_cells(level, fe
 # --- the sets ------------------------------------------------------------------------------------
 
 
-def test_a_set_holds_what_reaches_its_threshold_and_is_never_empty():
+def test_a_set_holds_what_reaches_its_threshold_and_always_the_likeliest_class():
     probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.45, 0.45]])
     in_set = prediction_sets(probabilities, [0.6, 0.6, 0.3])
-    assert in_set.tolist() == [[True, False, False], [False, False, True], [False, False, True]]
+    assert in_set.tolist() == [[True, False, False], [False, True, True], [False, True, True]]
     assert prediction_sets(probabilities, [0.9, 0.9, 0.9]).tolist() == [
         [True, False, False],
         [False, True, False],

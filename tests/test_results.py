@@ -11,9 +11,14 @@ from conftest import PROJECT
 from sklearn.metrics import roc_auc_score
 
 from cervicyte.evaluation.calibration import read_calibration
+from cervicyte.evaluation.cross_fitting import cross_fitted
+from cervicyte.evaluation.elsewhere import elsewhere_page
+from cervicyte.evaluation.learning_curve import learning_curve_page
 from cervicyte.evaluation.model_card import model_card
+from cervicyte.evaluation.seen import HERLEV_GUIDED
 from cervicyte.evaluation.tables import evaluate_predictions, read_predictions
 from cervicyte.evaluation.together import LEFT_OUT_NAME
+from cervicyte.evaluation.together_page import together_page
 from cervicyte.network.description import shipped_model
 from cervicyte.network.model_file import load_model_file
 from cervicyte.provenance import sha256_of_file
@@ -45,6 +50,34 @@ def test_the_page_on_every_stage_trained_says_what_the_files_say():
     from all_stages_page import page
 
     assert (RESULTS / "all_stages" / "README.md").read_text() == page()
+
+
+PAGES_OF = {
+    "elsewhere": elsewhere_page,
+    "learning_curve": learning_curve_page,
+    "together": together_page,
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for name in PAGES_OF for path in RESULTS.rglob(f"{name}.json")),
+    ids=lambda path: str(path.parent.relative_to(RESULTS)),
+)
+def test_pages_on_other_laboratories_follow_from_their_files_and_say_what_herlev_guided(path):
+    content = json.loads(path.read_text())
+    assert path.with_suffix(".md").read_text() == PAGES_OF[path.stem](content)
+    assert HERLEV_GUIDED in content["caveats"]
+
+
+def test_the_page_on_calibration_says_how_sets_have_grown_since_the_published_folds_were_counted():
+    folds = RESULTS / "model" / "group"
+    content = json.loads((folds / "cross_validation.json").read_text())
+    table = pd.read_csv(folds / "predictions.csv", dtype={"path": str, "group": str})
+    sizes = cross_fitted(table, content["class_names"], None).in_set.sum(1)
+    more = sizes.sum() - content["figures"]["mean_set_size"]["value"] * len(table)
+    said = " ".join((PROJECT / "docs" / "calibration.md").read_text().split())
+    assert f"{more:.0f} of the {len(table):,} cells' sets are one class larger since" in said
 
 
 def test_the_page_on_several_data_sets_says_what_the_files_say():

@@ -26,7 +26,7 @@ from cervicyte.evaluation.answers import UNLIKE, answered_cells
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.prediction_sets import SEPARATOR
-from cervicyte.evaluation.seen import NOT_PATIENTS, OTHER_CELLS, refuse_seen
+from cervicyte.evaluation.seen import OTHER_CELLS, caveats_elsewhere, refuse_seen
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.reader import read_image
 from cervicyte.metrics import Statistic
@@ -127,7 +127,7 @@ def elsewhere(
             }
             for count in adapt
         ],
-        "caveats": [NOT_PATIENTS],
+        "caveats": caveats_elsewhere([dataset.known]),
         "intervals": {"level": metrics.LEVEL, "method": "bootstrap of whole groups", "draws": metrics.DRAWS},
         "provenance": provenance(command),
     }

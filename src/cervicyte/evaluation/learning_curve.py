@@ -40,7 +40,7 @@ from cervicyte.evaluation.last_stage import (
     turned_activations,
 )
 from cervicyte.evaluation.predictions import softmax
-from cervicyte.evaluation.seen import NOT_PATIENTS, OTHER_CELLS, refuse_seen
+from cervicyte.evaluation.seen import OTHER_CELLS, caveats_elsewhere, refuse_seen
 from cervicyte.evaluation.tables import write_table
 from cervicyte.images.reader import read_image
 from cervicyte.metrics import Estimate
@@ -259,7 +259,7 @@ def learning_curve(
         "draws": draws,
         "seed": seed,
         "rows": rows,
-        "caveats": [NOT_PATIENTS],
+        "caveats": caveats_elsewhere([dataset.known]),
         "intervals": {
             "level": metrics.LEVEL,
             "method": "bootstrap of draws and of whole groups",

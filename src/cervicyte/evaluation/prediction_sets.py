@@ -62,16 +62,15 @@ def fewest_groups(level: float = SET_LEVEL) -> int:
 def prediction_sets(probabilities: np.ndarray, thresholds: Sequence[float | None]) -> np.ndarray:
     """Return which classes are in each cell's set, bool [N, C].
 
-    No set stays empty: if no class reaches its threshold, the likeliest one is in it alone, which can
-    only raise the share of cells that are covered.
+    The likeliest class is in every set, whether it reaches its threshold or not: thresholds differ, and an
+    answer that its own set denied would be none. That can only raise the share of cells that are covered.
 
     Args:
         probabilities: [N, C].
         thresholds: of the C classes; a class with None is in every set.
     """
     in_set = probabilities >= np.array([0.0 if one is None else one for one in thresholds])
-    empty = np.flatnonzero(~in_set.any(1))
-    in_set[empty, probabilities[empty].argmax(1)] = True
+    in_set[np.arange(len(in_set)), probabilities.argmax(1)] = True
     return in_set
 
 

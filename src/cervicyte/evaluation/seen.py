@@ -15,6 +15,17 @@ NOT_PATIENTS = (
     "cells of new patients may be lower."
 )
 
+GUIDED = "Herlev"
+HERLEV_GUIDED = (
+    "Herlev's cells, as far as this project has them, guided the choice among recipes and settings of "
+    "adaptation: expect less of other cells."
+)
+
+
+def caveats_elsewhere(data_sets: Sequence[str | None]) -> list[str]:
+    """Return what is to be said of figures on other laboratories' cells, by the known names of their sets."""
+    return [NOT_PATIENTS, *([HERLEV_GUIDED] if GUIDED in data_sets else [])]
+
 
 def seen_of(model: Described, cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells that the model saw in training, or that share a known group with one."""

@@ -56,7 +56,7 @@ from cervicyte.evaluation.run import (
     seen_cells,
     throw_away,
 )
-from cervicyte.evaluation.seen import NOT_PATIENTS
+from cervicyte.evaluation.seen import caveats_elsewhere
 from cervicyte.evaluation.tables import write_table
 from cervicyte.evaluation.together_page import together_page
 from cervicyte.network.heads import Head, abnormal_unit, wide_names, with_head
@@ -289,7 +289,7 @@ def train_together(
         "training": {"epochs": len(history), "kept_epoch": model.epoch, "minutes": minutes},
         "model": facts_of_model(model),
         "recipe": recipe.model_dump(mode="json"),
-        "caveats": [NOT_PATIENTS, *notes],
+        "caveats": [*caveats_elsewhere([one.data.known for one in named.values()]), *notes],
         "intervals": {"level": metrics.LEVEL, "method": "bootstrap of whole groups", "draws": metrics.DRAWS},
         "minutes": round((time.monotonic() - began) / 60, 1),
         "provenance": provenance(command),
