@@ -14,6 +14,7 @@ from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 COMMAND = "python benchmarks/benchmarks_page.py"
+EXPORTS = ("onnx", "openvino", "torchscript", "wsinfer")
 GPU_COMMAND = "python benchmarks/gpu_speed.py ../shared/data/sipakmed --out benchmarks/results/gpu_speed.json"
 RAY_COMMAND = (
     "python benchmarks/ray_speed.py ../shared/data/sipakmed --price 0.02,0.05,0.10 "
@@ -476,6 +477,38 @@ def gpu_lines(found: dict[str, Any] | None) -> list[str]:
     return [*lines, "", said, "", origin(found), ""]
 
 
+def parity_lines() -> list[str]:
+    """Return what the exports of the shipped model differ by from the network in torch, on real cells."""
+    reports = [found for one in EXPORTS if (found := read_if_there(f"parity_{one}"))]
+    if not reports:
+        return []
+    lines = [
+        "## Exports",
+        "",
+        f"The shipped model in each format against the network in torch, on {reports[0]['images_found']} "
+        "cells of SIPaKMeD as its archive has them: the largest differences. A format whose classes differ "
+        "on any image, or that is beyond a bound, is not written.",
+        "",
+        "| format | engine | classes agree | logits | probabilities | of the maps | bound |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in reports:
+        parity, engine = one["parity"], one["engine"]
+        maps = "no maps" if parity["evidence"] is None else f"{parity['evidence']:.1e}"
+        lines.append(
+            f"| {one['format']} | {engine['name']} {engine['version']} | {parity['label_agreement']:.0%} | "
+            f"{parity['logits']:.1e} | {parity['probabilities']:.1e} | {maps} | "
+            f"{parity['bounds']['logits']:g} |"
+        )
+    lines += [
+        "",
+        "What SIPaKMeD's pixels measure is not published: the spacing that `wsinfer` was given stands for "
+        "yours, and moves no figure here.",
+        "",
+    ]
+    return [*lines, *(line for one in reports for line in (origin({"provenance": one}), ""))]
+
+
 def largest_difference(content: dict[str, Any]) -> float:
     return max(content[path]["largest_difference_of_a_probability"] for path in ("predict", "explain"))
 
@@ -499,6 +532,7 @@ def page() -> str:
             read_if_there("gpu_speed"),
         ),
         *int8_lines(read_if_there("int8_cost"), read_if_there("precision_loss_int8")),
+        *parity_lines(),
         *all_cells_lines(read_if_there("predict_all")),
         *scale_lines(read_if_there("ray_speed")),
         *training_lines(read("training_speed")),
