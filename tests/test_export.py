@@ -317,6 +317,12 @@ def test_a_format_that_does_not_exist_is_refused_with_those_that_do(best_model, 
         ("wsinfer", None, SMALL, "wsinfer needs --spacing"),
         ("wsinfer", 0.0, SMALL, "wsinfer needs --spacing"),
         ("wsinfer", 0.4, SMALL.model_copy(update={"clahe": True}), "clahe, which WSInfer cannot do"),
+        (
+            "wsinfer",
+            0.4,
+            SMALL.model_copy(update={"gain": (1.2, 1.0, 0.9)}),
+            "gain, .*which WSInfer cannot do",
+        ),
         ("openvino", 0.4, SMALL, "--spacing is for wsinfer alone"),
     ],
 )

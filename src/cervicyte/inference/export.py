@@ -24,7 +24,7 @@ from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.evaluation.features import stage_activations
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.evaluation.seen import OTHER_CELLS, refuse_seen
-from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
+from cervicyte.images.preprocessing import NO_GAIN, ORIGINAL_PREPROCESSING, Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.inference.choice import graph_of
 from cervicyte.inference.engines import INT8, Engine, OnnxEngine, OpenVinoEngine
@@ -400,6 +400,12 @@ def _refuse_for_wsinfer(preprocessing: Preprocessing, spacing: float | None) -> 
         raise UsageError(
             f"This model's images go through {' and '.join(extra)}, which WSInfer cannot do: its answers "
             "there would be others. Export a model that was trained without."
+        )
+    if preprocessing.gain != NO_GAIN:
+        raise UsageError(
+            "This model's images are brought to another light by a gain, as `cervicyte adapt` sets it, which "
+            "WSInfer cannot do: its answers there would be others. Export the model that it was adapted "
+            "from, or this one in another format."
         )
 
 
