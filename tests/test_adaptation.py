@@ -231,10 +231,13 @@ def test_the_model_itself_another_ending_and_a_damaged_image_are_refused(model_p
     assert not (tmp_path / "new.pth").exists()
 
 
-def content_of(images=100, largest=0.5, no_cells=0.0):
+def content_of(images=100, largest=0.5, no_cells=0.0, before=0.5):
     return {
         "images": images,
-        "before": {"verdicts": {"not_a_cell": no_cells}},
+        "before": {
+            "classes": {"Metaplastic": before, "Parabasal": 1 - before},
+            "verdicts": {"not_a_cell": no_cells},
+        },
         "after": {"classes": {"Parabasal": largest, "Metaplastic": 1 - largest}},
     }
 
@@ -244,7 +247,12 @@ def content_of(images=100, largest=0.5, no_cells=0.0):
     [
         (content_of(), None),
         (content_of(images=63), "63 images are too few"),
-        (content_of(largest=0.9), "90% of the images are called Parabasal"),
+        (content_of(largest=0.9), "90% of the images are called Parabasal afterwards: they look"),
+        (content_of(before=0.93), "93% of the images are called Metaplastic beforehand: they look"),
+        (
+            content_of(before=0.93, largest=0.9),
+            "93% of the images are called Metaplastic beforehand, and 90% of the images are called Parabasal",
+        ),
         (content_of(no_cells=0.5), "50% of the images do not look like single cervical cells"),
     ],
 )

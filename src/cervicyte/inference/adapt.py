@@ -172,11 +172,16 @@ def warnings_of(content: Mapping[str, Any]) -> list[str]:
             "to tell the laboratory from the cells at hand; give "
             f"{FEWEST_IMAGES} or more."
         )
-    name, share = max(after["classes"].items(), key=lambda item: item[1])
-    if share > ONE_CLASS:
+    # Adapting spreads a single class out over others, so that it may not show any more afterwards.
+    one_sided = []
+    for classes, when in ((before["classes"], "beforehand"), (after["classes"], "afterwards")):
+        name, share = max(classes.items(), key=lambda item: item[1])
+        if share > ONE_CLASS:
+            one_sided.append(f"{share:.0%} of the images are called {name} {when}")
+    if one_sided:
         warnings.append(
-            f"{share:.0%} of the images are called {name} afterwards: they look like a single class, and the "
-            "method presumes a mix. Give images of all kinds of cells, or do not use the new model."
+            f"{', and '.join(one_sided)}: they look like a single class, and the method presumes a mix. If "
+            "they are one, give images of all kinds of cells, or do not use the new model."
         )
     if before["verdicts"]["not_a_cell"] > NO_CELLS:
         warnings.append(
