@@ -231,6 +231,21 @@ def test_the_model_itself_another_ending_and_a_damaged_image_are_refused(model_p
     assert not (tmp_path / "new.pth").exists()
 
 
+def test_images_that_cannot_be_read_are_left_out_and_named(model_path, tmp_path):
+    (tmp_path / "some").mkdir()
+    for number, image in enumerate(pictures(3, seed=5)):
+        Image.fromarray(image).save(tmp_path / "some" / f"{number}.png")
+    for number in range(4):
+        (tmp_path / "some" / f"bad{number}.png").write_bytes(b"no image")
+    result = adapt(model_path, "--images", tmp_path / "some", "--out", tmp_path / "new.pth")
+    assert result.exit_code == 0, result.output
+    assert "4 images cannot be read: " in result.output
+    assert "bad2.png, …. They were left out." in result.output
+    assert "bad3.png" not in result.output
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert (content["images"], content["images_found"], len(content["images_unreadable"])) == (3, 7, 4)
+
+
 def content_of(images=100, largest=0.5, no_cells=0.0, before=0.5):
     return {
         "images": images,

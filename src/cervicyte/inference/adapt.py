@@ -18,8 +18,8 @@ from cervicyte.errors import UsageError
 from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Prediction
 from cervicyte.evaluation.familiarity import FEWEST_IMAGES
-from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.predict import image_of
 from cervicyte.inference.sources import Source, drawn_sources
 from cervicyte.network.description import SAFETENSORS
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
@@ -31,6 +31,7 @@ SUFFIXES = (SAFETENSORS, ".pth")
 MOST_IMAGES = 1000  # held in memory; more hardly move what is measured
 ONE_CLASS = 0.8  # of the images: more in one class is no mix
 NO_CELLS = 0.2  # of the images that are called no single cell
+NAMED = 3  # of the files that cannot be read
 VERDICTS = ("answer", "uncertain", "unlike_training", "not_a_cell")
 
 
@@ -47,19 +48,20 @@ def adapt(
 
     Args:
         path: the model's file.
-        names: of the images, see `sources.sources_of`. Of more than `MOST_IMAGES`, as many are drawn.
+        names: of the images, see `sources.sources_of`. Of more than `MOST_IMAGES`, as many are drawn. Those
+            that cannot be read are left out.
         out: the new model's file, `.safetensors` or `.pth`; what changed is written beside it as `.json`.
         force: replace a file that is there.
         command: the command line, recorded in the model.
         progress: is told of every step.
 
     Returns:
-        The content of the `.json`: counts, `before` and `after`, and `warnings` for people.
+        The content of the `.json`: counts, `images_unreadable` (names), `before` and `after`, and `warnings`
+        for people.
 
     Raises:
         UsageError: `out` ends otherwise, is the model itself, or is there, or its `.json`, and no `force`; or
-            there are fewer than two images.
-        ImageError: an image cannot be read; the text names it.
+            there are fewer than two images that can be read.
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
@@ -72,7 +74,7 @@ def adapt(
             )
     model = load_model_file(path)
     sources, found = drawn_sources(names, MOST_IMAGES)
-    images, digest = _read(sources, progress)
+    images, digest, unreadable = _read(sources, progress)
     before = classified(model, images)
     new = written(model, images, digest, out, of=path.name, command=command, progress=progress)
     content = {
@@ -80,6 +82,7 @@ def adapt(
         "model": {"file": path.name, "weights_sha256": weights_hash(model.network)},
         "adapted": {"file": out.name, "weights_sha256": weights_hash(new.network)},
         "images_found": found,
+        "images_unreadable": unreadable,
         **{key: value for key, value in new.metadata["adaptation"].items() if key != "of"},
         "before": before,
         "after": classified(new, images),
@@ -124,20 +127,35 @@ def digest_of(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
-def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarray], str]:
-    """Return the images, and the SHA-256 over the sorted hashes of their files."""
-    images, hashes = [], []
+def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarray], str, list[str]]:
+    """Return the images, the SHA-256 over the sorted hashes of their files, and names that cannot be read.
+
+    Raises:
+        UsageError: some cannot be read, and fewer than two are left.
+    """
+    images, hashes, unreadable = [], [], []
     progress.start("Reading images", len(sources))
     for source in sources:
-        try:
-            content = source.read()
-        except ValueError as error:
-            raise UsageError(f"{source.name}: {error}; take it out, or give a sound copy.") from error
-        images.append(read_image(content, name=source.name))
-        hashes.append(hashlib.sha256(content).hexdigest())
+        digest, image, _ = image_of(source)
+        if image is None:
+            unreadable.append(source.name)
+        else:
+            images.append(image)
+            hashes.append(digest)
         progress.advance()
     progress.close()
-    return images, digest_of(hashes)
+    if len(images) < 2:
+        but = f" ({_not_read(unreadable)})" if unreadable else ""
+        raise UsageError(
+            f"{counted(len(images), 'image', 'is', 'are')} too few to adapt to{but}; give {FEWEST_IMAGES} or "
+            "more."
+        )
+    return images, digest_of(hashes), unreadable
+
+
+def _not_read(names: Sequence[str]) -> str:
+    others = ", …" if len(names) > NAMED else ""
+    return f"{counted(len(names), 'image')} cannot be read: {', '.join(names[:NAMED])}{others}"
 
 
 def classified(model: ModelFile, images: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -162,9 +180,12 @@ def warnings_of(content: Mapping[str, Any]) -> list[str]:
     """Return what speaks against the new model, a sentence each.
 
     Args:
-        content: `images`, their number; `before` and `after`, see `summary_of`.
+        content: `images`, their number; `before` and `after`, see `summary_of`; `images_unreadable`, names,
+            if some were left out.
     """
     warnings = []
+    if unreadable := content.get("images_unreadable"):
+        warnings.append(f"{_not_read(unreadable)}. They were left out.")
     images, before, after = content["images"], content["before"], content["after"]
     if images < FEWEST_IMAGES:
         warnings.append(

@@ -278,7 +278,7 @@ def _prepared(
 
 
 def _prepare(classifier: Classifier, source: Source) -> Prepared:
-    digest, image, error = _read(source)
+    digest, image, error = image_of(source)
     if image is None:
         return Prepared(source.name, digest, error)
     return Prepared(source.name, digest, "", classifier.preprocessed([image]), classifier.statistics([image]))
@@ -331,7 +331,7 @@ def values_of(prediction: Prediction) -> list[str]:
     ]
 
 
-def _read(source: Source) -> tuple[str, np.ndarray | None, str]:
+def image_of(source: Source) -> tuple[str, np.ndarray | None, str]:
     """Return a file's hash, its image, and why there is none."""
     digest = ""
     try:
