@@ -477,6 +477,23 @@ def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classif
     assert left == ["cells", "model.pth", "out.csv", "out.csv.json"]
 
 
+@pytest.mark.parametrize("name", ["-", "@empty.txt"])
+def test_no_image_at_all_is_refused_and_nothing_is_written(classifier, tmp_path, monkeypatch, name):
+    save_model(tmp_path / "model.pth", classifier.model)
+    (tmp_path / "empty.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["predict", name, "--model", "model.pth", "--out", "out.csv"], input="")
+    assert result.exit_code == 2
+    assert "There is no image to classify" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "model.pth"]
+
+
+def test_a_list_that_is_named_like_an_image_is_told_how_lists_are_named(tmp_path):
+    (tmp_path / "names.txt").write_text("a.png\n")
+    (source,) = sources_of([str(tmp_path / "names.txt")])
+    assert predicting.image_of(source)[2].endswith(f"or name a list of images as @{source.name}.")
+
+
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_the_weights_are_hashed_once_for_the_file_the_engine_and_the_table(
     classifier, folder, tmp_path, monkeypatch, engine

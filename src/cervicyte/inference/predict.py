@@ -31,7 +31,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from cervicyte import __version__
-from cervicyte.errors import ImageError, RunFolderError, UsageError
+from cervicyte.errors import ImageError, NotAnImage, RunFolderError, UsageError
 from cervicyte.evaluation.answers import UNLIKE, Prediction
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
@@ -51,6 +51,7 @@ except ImportError:  # Windows: two commands at one table are not kept apart
 READING_THREADS = 2
 AHEAD = 2  # batches that are read while the network has one
 SUFFIXES = (".csv", ".parquet")
+LIST_SUFFIXES = (*SUFFIXES, ".txt")
 FIRST_COLUMNS = ("path", "sha256", "predicted_class", "confidence")
 LAST_COLUMNS = ("prediction_set", "unlike_percentile", "verdict", "error")
 ERROR = "error"
@@ -129,8 +130,8 @@ def predict(
         workers: who answer in the classifier's stead, with its model and engine; None is this process.
 
     Raises:
-        UsageError: a name leads to nothing, `out` ends otherwise, or there is a table, or another file called
-            as what is written beside it, and no `force`.
+        UsageError: a name leads to nothing, there is no image at all, `out` ends otherwise, or there is a
+            table, or another file called as what is written beside it, and no `force`.
         RunFolderError: an interrupted table there is of other images or of another model.
         WorkersError: the workers are not there, or none is left.
     """
@@ -148,6 +149,12 @@ def predict(
     with _alone_with(partial):
         names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
         total = sum(1 for _ in sources_of(names))
+        if not total:
+            _list(partial).unlink(missing_ok=True)
+            raise UsageError(
+                "There is no image to classify: the list is empty; name an image or a folder, or give a list "
+                "with a name a line."
+            )
         engine = classifier.engine.describe()
         about = {
             "model": classifier.weights_sha256,
@@ -339,7 +346,10 @@ def image_of(source: Source) -> tuple[str, np.ndarray | None, str]:
         digest = hashlib.sha256(content).hexdigest()
         return digest, read_image(content, name=source.name), ""
     except ImageError as error:
-        return digest, None, shown(str(error))
+        text = str(error)
+        if isinstance(error, NotAnImage) and source.name.lower().endswith(LIST_SUFFIXES):
+            text = f"{text.removesuffix('.')}, or name a list of images as {LIST_PREFIX}{source.name}."
+        return digest, None, shown(text)
     except (OSError, ValueError) as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         return digest, None, shown(f"{source.name}: cannot be read ({reason}); check the path and the file.")
