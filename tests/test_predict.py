@@ -470,6 +470,9 @@ def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classif
     assert "2 images, 1 of which could not be read" in result.output
     assert RESEARCH_USE_ONLY in result.output
     assert "carries no calibration" in result.output
+    one = CliRunner().invoke(app, [*command, "--force"], input=f"{folder}/c.bmp\n")
+    assert one.exit_code == 0
+    assert "out.csv: 1 image\n" in one.output
     again = CliRunner().invoke(app, command, input=lines)
     assert again.exit_code == 2
     assert "is there already" in again.output

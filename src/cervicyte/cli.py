@@ -743,6 +743,7 @@ def predict(
     """Classify images into a table; an interrupted one is gone on with. Status 1 if some cannot be read."""
     from cervicyte.inference.classifier import Classifier
     from cervicyte.inference.predict import predict
+    from cervicyte.pages import counted
     from cervicyte.progress import TerminalProgress
 
     file = _model_file(model)
@@ -769,7 +770,8 @@ def predict(
     )
     for note in outcome.notes:
         typer.echo(f"Note: {note}", err=True)
-    typer.echo(f"{out}: {outcome.rows:,} images, {outcome.errors:,} of which could not be read")
+    unread = f", {outcome.errors:,} of which could not be read" if outcome.errors else ""
+    typer.echo(f"{out}: {counted(outcome.rows, 'image')}{unread}")
     typer.echo(RESEARCH_USE_ONLY)
     if outcome.errors:
         raise typer.Exit(1)
