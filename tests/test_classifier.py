@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cervicyte.errors import ModelFileError, UsageError
 from cervicyte.evaluation.predictions import logits_of, softmax
@@ -50,6 +51,25 @@ def test_predictions_are_those_of_the_evaluation(classifier, model_path, images)
         assert prediction.class_name == CLASSES[row.argmax()]
         assert prediction.confidence == max(prediction.probabilities.values())
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("cell.png", "a str;"),
+        (["cell.png"], "a str in it"),
+        ([Path("cell.png")], "Path in it"),
+        ([Image.new("RGB", (4, 4))], "an? Image in it"),
+        (np.zeros((9, 8, 3), np.uint8), r"one array uint8 \[9, 8, 3\]"),
+        ([np.zeros((9, 8), np.uint8)], r"uint8 \[9, 8\] in it"),
+        ([np.zeros((9, 8, 3))], r"float64 \[9, 8, 3\] in it"),
+    ],
+)
+def test_what_is_no_list_of_images_is_refused_with_what_is_needed(classifier, given, said):
+    with pytest.raises(UsageError, match=said) as error:
+        classifier.predict(given)
+    assert "uint8 arrays [H, W, 3]" in str(error.value)
+    assert "read_image" in str(error.value)
 
 
 def test_a_cell_is_answered_alike_alone_and_in_batches(classifier, images, monkeypatch):

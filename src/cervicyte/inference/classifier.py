@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -118,8 +118,9 @@ class Classifier:
         """Return one prediction an image, in order; images are uint8 [H, W, 3], RGB, of any sizes.
 
         Raises:
-            ValueError: an image is not an array as described.
+            UsageError: an image is not an array as described.
         """
+        _refuse_others(images)
         return [prediction for prediction, _ in self.answered(images, evidence=False)]
 
     def answered(
@@ -310,6 +311,30 @@ class Classifier:
         if class_name not in self.class_names:
             raise UsageError(f"There is no class {class_name!r}; choose from {', '.join(self.class_names)}.")
         return self.class_names.index(class_name)
+
+
+def _refuse_others(images: Any) -> None:
+    """Refuse what is no sequence of images, uint8 [H, W, 3]."""
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
+        found: str | None = f"a {type(images).__name__}"
+    elif isinstance(images, np.ndarray) and images.ndim < 4:
+        found = f"one array {images.dtype} {list(images.shape)}"
+    else:
+        found = next(filter(None, map(_other_than_image, images)), None)
+    if found is not None:
+        raise UsageError(
+            f"predict takes a list of RGB images, uint8 arrays [H, W, 3], and was given {found}; "
+            "cervicyte.images.reader.read_image makes such an array of a file."
+        )
+
+
+def _other_than_image(image: Any) -> str | None:
+    """Return what is there instead of an image, uint8 [H, W, 3]; None if it is one."""
+    if not isinstance(image, np.ndarray):
+        return f"a {type(image).__name__} in it"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        return f"{image.dtype} {list(image.shape)} in it"
+    return None
 
 
 def _ready(model: ModelFile | FrozenModel, device: str) -> str:
