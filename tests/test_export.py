@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,13 @@ def test_what_wsinfer_takes_gives_logits_and_says_what_its_schema_asks_for(carry
     inputs = torch.randn(2, 3, 32, 32)
     logits = torch.jit.load(folder / "torchscript_model.pt")(inputs)
     torch.testing.assert_close(logits, carrying.network(inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_torch_gives_no_advice_on_the_way_to_wsinfer(tmp_path):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        export_model(trained(), tmp_path / "m", "wsinfer", spacing=0.4)
+    assert not [str(one.message) for one in said if "torch" in str(one.message)]
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "wsinfer"])

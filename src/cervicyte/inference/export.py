@@ -7,9 +7,10 @@ is put in place: it stands there only if it answers alike, with a report beside 
 from __future__ import annotations
 
 import base64
+import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -369,7 +370,8 @@ class _ScriptEngine(Engine):
     def __init__(self, path: Path, preprocessing: Preprocessing | None = None) -> None:
         """Take the file and, if it wants images normalised and gives logits alone, how that is done."""
         self.precision = "float32"
-        self._script = torch.jit.load(str(path), map_location="cpu").eval()
+        with _without_advice():
+            self._script = torch.jit.load(str(path), map_location="cpu").eval()
         self._preprocessing = preprocessing
 
     @torch.inference_mode()
@@ -382,10 +384,16 @@ class _ScriptEngine(Engine):
         return Output(found[0], {"stage2": found[1], "stage4": found[2]}, found[3])
 
 
-def _save_script(network: nn.Module, example: Tensor, path: Path, model: ModelFile) -> None:
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep torch from advising other ways than TorchScript, which WSInfer and QuPath cannot read."""
     with warnings.catch_warnings():
-        # torch advises other ways, which WSInfer and QuPath cannot read.
         warnings.simplefilter("ignore")
+        yield
+
+
+def _save_script(network: nn.Module, example: Tensor, path: Path, model: ModelFile) -> None:
+    with _without_advice():
         script = torch.jit.trace(network.eval(), example)
         torch.jit.save(script, str(path), _extra_files={ABOUT: all_but_weights(model)})
 
