@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from cervicyte.cli import app
+from cervicyte.cli import GO_ON, app
 from cervicyte.errors import UsageError
 from cervicyte.evaluation import elsewhere as elsewhere_module
 from cervicyte.evaluation.adaptation import LARGEST_SHARE, adapted, blend_normalisation, share_of
@@ -244,6 +246,23 @@ def test_images_that_cannot_be_read_are_left_out_and_named(model_path, tmp_path)
     assert "bad3.png" not in result.output
     content = json.loads((tmp_path / "new.json").read_text())
     assert (content["images"], content["images_found"], len(content["images_unreadable"])) == (3, 7, 4)
+
+
+def test_an_interruption_promises_nothing_that_was_not_kept(model_path, folder, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cervicyte.inference.adapt.adapt", interrupted)
+    monkeypatch.setattr("cervicyte.inference.predict.predict", interrupted)
+    result = adapt(model_path, "--images", folder, "--out", tmp_path / "new.pth")
+    assert (result.exit_code, result.output) == (130, "Stopped.\n")
+    arguments = ["predict", str(folder), "--model", str(model_path), "--out", str(tmp_path / "out.csv")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130
+    assert "repeat the command to go on" in result.output
+    commands = get_command(app)
+    assert isinstance(commands, TyperGroup)
+    assert commands.commands.keys() >= GO_ON
 
 
 def content_of(images=100, largest=0.5, no_cells=0.0, before=0.5):

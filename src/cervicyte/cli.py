@@ -21,6 +21,19 @@ DEFAULT_RUN = Path("cbam_resnet50_cervical")
 OF_TORCH = {"torch", "torchvision", "accelerate", "cleanlab"}
 """What an installation for answering alone, without the extra `train`, leaves out."""
 
+GO_ON = {
+    "ablate",
+    "audit",
+    "cross-validate",
+    "inspect",
+    "optimism",
+    "predict",
+    "release",
+    "train",
+    "train-together",
+}
+"""Commands that, repeated after an interruption, do not begin anew."""
+
 
 class PlainErrors(TyperGroup):
     """Commands whose errors are one sentence and status 2, and which Ctrl-C ends with 130."""
@@ -50,11 +63,11 @@ class PlainErrors(TyperGroup):
                 err=True,
             )
         except KeyboardInterrupt:
-            typer.echo(
-                "Stopped. What was finished is on disk: repeat the command to go on, with --resume if it has "
-                "that option.",
-                err=True,
+            goes_on = (
+                " What was finished is on disk: repeat the command to go on, with --resume if it has that "
+                "option."
             )
+            typer.echo(f"Stopped.{goes_on if ctx.invoked_subcommand in GO_ON else ''}", err=True)
             raise typer.Exit(130) from None
         raise typer.Exit(2)
 
