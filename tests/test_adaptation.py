@@ -165,6 +165,8 @@ def test_an_adapted_model_says_so_wherever_it_answers(model, tmp_path):
     read = load_model_file(tmp_path / "new.safetensors")
     assert read.preprocessing == new.preprocessing
     assert any("unlabelled images" in note for note in Answerer.of(read).notes)
+    assert any("adapted to only 5 images" in note for note in Answerer.of(read).notes)
+    assert not any("home cells" in note for note in Answerer.of(read).notes)
     assert "## Adaptation" in model_card(read)
     assert "## Adaptation" not in model_card(model)
 

@@ -138,7 +138,7 @@ class Answerer:
         if self.familiarity is None:
             notes.append("The model cannot tell whether an image is unlike its training cells.")
         else:
-            notes += self.familiarity.notes
+            notes += self.familiarity.notes_if_adapted if self.is_adapted else self.familiarity.notes
         return tuple(notes)
 
     def calibrated(self, logits: np.ndarray) -> np.ndarray:

@@ -148,13 +148,24 @@ class Familiarity:
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be done as asked, a sentence each, for people."""
-        groups, percent = self.usual.reference_groups, 100 * self.usual.rate
-        if groups >= math.ceil(1 / UNLIKE_RATE):
-            return ()
-        return (
+        groups = self.usual.reference_groups
+        return self._if_few(
             f"Only {groups} {'group' if groups == 1 else 'groups'} of cells could be held back, so that the "
-            f"share of home cells that is flagged, meant to be {percent:.0f} %, is rough.",
+            "share of home cells that is flagged"
         )
+
+    @property
+    def notes_if_adapted(self) -> tuple[str, ...]:
+        """The same of an adapted model, whose reference are the images that it was adapted to."""
+        return self._if_few(
+            f"It was adapted to only {self.usual.reference_groups} images, so that the share of that "
+            "laboratory's images that is flagged"
+        )
+
+    def _if_few(self, said: str) -> tuple[str, ...]:
+        if self.usual.reference_groups >= math.ceil(1 / UNLIKE_RATE):
+            return ()
+        return (f"{said}, meant to be {100 * self.usual.rate:.0f} %, is rough.",)
 
     def scores(self, features: Mapping[str, np.ndarray], statistics: np.ndarray) -> np.ndarray:
         """Return how unusual each image is in each way, float64 [N, statistics + 1].
