@@ -243,8 +243,8 @@ def test_images_that_cannot_be_read_are_left_out_and_named(model_path, tmp_path)
         (tmp_path / "some" / f"bad{number}.png").write_bytes(b"no image")
     result = adapt(model_path, "--images", tmp_path / "some", "--out", tmp_path / "new.pth")
     assert result.exit_code == 0, result.output
-    assert "4 images cannot be read: " in result.output
-    assert "bad2.png, …. They were left out." in result.output
+    assert "Warning: 4 images were left out, unreadable: " in result.output
+    assert "bad2.png, …." in result.output
     assert "bad3.png" not in result.output
     content = json.loads((tmp_path / "new.json").read_text())
     assert (content["images"], content["images_found"], len(content["images_unreadable"])) == (3, 7, 4)

@@ -145,7 +145,8 @@ def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarra
         progress.advance()
     progress.close()
     if len(images) < 2:
-        but = f" ({_not_read(unreadable)})" if unreadable else ""
+        others = f"{counted(len(unreadable), 'image')} cannot be read: {_first_of(unreadable)}"
+        but = f" ({others})" if unreadable else ""
         raise UsageError(
             f"{counted(len(images), 'image', 'is', 'are')} too few to adapt to{but}; give {FEWEST_IMAGES} or "
             "more."
@@ -153,9 +154,8 @@ def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarra
     return images, digest_of(hashes), unreadable
 
 
-def _not_read(names: Sequence[str]) -> str:
-    others = ", …" if len(names) > NAMED else ""
-    return f"{counted(len(names), 'image')} cannot be read: {', '.join(names[:NAMED])}{others}"
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def classified(model: ModelFile, images: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -185,7 +185,8 @@ def warnings_of(content: Mapping[str, Any]) -> list[str]:
     """
     warnings = []
     if unreadable := content.get("images_unreadable"):
-        warnings.append(f"{_not_read(unreadable)}. They were left out.")
+        left_out = counted(len(unreadable), "image", "was", "were")
+        warnings.append(f"{left_out} left out, unreadable: {_first_of(unreadable)}.")
     images, before, after = content["images"], content["before"], content["after"]
     if images < FEWEST_IMAGES:
         warnings.append(
