@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def test_the_api_stands_beside_the_pages_and_has_the_same_headers(gated):
     assert response.json()["model"]["name"] == "my_run/best_model.pth"
     assert response.headers["content-security-policy"].startswith("default-src 'self'")
     assert gated.get("/health", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_what_a_page_is_sent_is_never_logged(gated, capfd, caplog):
+    """Gradio prints its errors with what was sent."""
+    asked = {"data": ["PATIENT Maria Muster"], "fn_index": 0, "session_hash": "y"}
+    assert gated.post("/gradio_api/queue/join", json=asked, headers=BEARER).status_code == 200
+    end = time.monotonic() + 30
+    while not caplog.records and time.monotonic() < end:
+        time.sleep(0.05)
+    gated.get("/gradio_api/custom_component/Maria/client/a/b", headers=BEARER)
+    written = capfd.readouterr()
+    assert "Maria" not in written.out + written.err + caplog.text
+    assert re.search(r"ValueError in \w+\.py:\d+", caplog.text)
+    assert [
+        name
+        for name, module in sys.modules.items()
+        if name.startswith("gradio.") and vars(module).get("traceback") is traceback
+    ] == []
 
 
 @pytest.mark.parametrize("root_path", ["cells", "/cells/", "/"])

@@ -13,10 +13,13 @@ import os
 import socket
 import sys
 import threading
+import traceback
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from urllib.parse import quote
 
 # Before Gradio is imported: it reports its start to its makers otherwise.
@@ -41,7 +44,7 @@ from cervicyte.dashboard.access import (
     own_names,
 )
 from cervicyte.dashboard.api import PREFIX, build_api
-from cervicyte.dashboard.batching import LOGGER, Batcher
+from cervicyte.dashboard.batching import LOGGER, Batcher, log_failure
 from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
 from cervicyte.dashboard.monitoring import Monitor
@@ -102,6 +105,7 @@ def build_app(
         ModelFileError: the file is missing, damaged, or no model.
         UsageError: it has no such head.
     """
+    _keep_texts_from_gradios_log()
     classifier = Classifier.from_file(model_path, engine=engine, precision=precision, head=head)
     # The folder names the run; its parents are nobody's business.
     name = "/".join(Path(model_path).resolve().parts[-2:])
@@ -174,6 +178,33 @@ def build_app(
         css=CSS,
         head=HEAD,
     )
+
+
+class PlaceOnly(ModuleType):
+    """The module `traceback`, but what it prints of the current exception is what `log_failure` tells."""
+
+    def __init__(self) -> None:
+        """Take the place of the module."""
+        super().__init__(traceback.__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the module has."""
+        return getattr(traceback, name)
+
+    def print_exc(self, *ignored: object, **also_ignored: object) -> None:
+        """Log where the program failed; the text of Gradio's errors holds what was sent."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            log_failure(error)
+
+
+def _keep_texts_from_gradios_log() -> None:
+    """Let Gradio print no text that was sent: neither tracebacks with it, nor parts of addresses."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("gradio.") and vars(module).get("traceback") is traceback:
+            vars(module).update(traceback=PlaceOnly())
+            if name in ("gradio.queueing", "gradio.routes"):  # what answers requests
+                vars(module).update(print=lambda *ignored, **also_ignored: None)
 
 
 def _file_or_problem(path: Path | None, name: str, media_type: str, missing: str) -> Response:
