@@ -61,7 +61,9 @@ def test_proxy_and_service_speak_of_one_server(unit):
     assert isinstance(serve, TyperGroup)
     port = next(one.default for one in serve.commands["serve"].params if one.name == "port")
     assert proxy["proxy_pass"] == [f"http://127.0.0.1:{port}/"]
-    assert int(proxy["client_max_body_size"][0].rstrip("m")) > limits.MAX_UPLOAD_MB
+    size = proxy["client_max_body_size"][0]
+    assert int(size.rstrip("m")) > limits.MAX_UPLOADS_MB  # a page sends its files in one request
+    assert f"`client_max_body_size {size}`" in (PROJECT / "docs" / "tutorials" / "deploy.md").read_text("utf-8")
     assert given["--log"].startswith(unit["ReadWritePaths"])
 
 
