@@ -1,9 +1,13 @@
-"""What several tests share: the real cells beside the project, where they are."""
+"""What several tests share: the real cells beside the project, where they are, and a browser."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -11,6 +15,31 @@ from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CERVICYTE_SHARED", PROJECT.parent / "shared"))
+
+# Set to "required", tests of browser and proxy fail, and do not skip, where these are missing.
+BROWSER_AND_PROXY = "CERVICYTE_BROWSER_AND_PROXY"
+
+
+def without_browser_or_proxy(reason: str) -> NoReturn:
+    """Skip a test, or fail it where browser and proxy are required."""
+    if os.environ.get(BROWSER_AND_PROXY) == "required":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def browser_module(name: str, package: str) -> ModuleType:
+    """Return a module that drives the browser."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        without_browser_or_proxy(f"needs {package}: pip install {package}")
+
+
+def chromium_path() -> str:
+    """Return where Chromium is."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    return found or without_browser_or_proxy("needs Chromium: apt-get install chromium")
 
 
 def needs_shared(test):

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, browser_module, chromium_path
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -32,8 +31,6 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 
 pytestmark = pytest.mark.full
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET_CHROMIUM = [
     "--no-sandbox",
     "--disable-gpu",
@@ -97,10 +94,10 @@ def address(model_path, samples):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
+    playwright = browser_module("playwright.sync_api", "playwright")
+    chromium = chromium_path()
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET_CHROMIUM)
+        browser = engine.chromium.launch(executable_path=chromium, args=QUIET_CHROMIUM)
         yield browser
         browser.close()
 
@@ -496,7 +493,7 @@ def test_everything_is_reached_by_keyboard_alone(page):
 
 
 def test_axe_finds_nothing_serious_on_any_page_in_dark_or_light(opened):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    axe = browser_module("axe_playwright_python.sync_playwright", "axe-playwright-python")
     page = opened(color_scheme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
     brightness = [sum(map(int, re.findall(r"\d+", page.evaluate(ground))[:3]))]

@@ -18,7 +18,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PROJECT
+from conftest import (
+    BROWSER_AND_PROXY,
+    PROJECT,
+    browser_module,
+    chromium_path,
+    without_browser_or_proxy,
+)
 from serving import CLASSES, png_of, small_classifier
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -63,7 +69,9 @@ def test_proxy_and_service_speak_of_one_server(unit):
     assert proxy["proxy_pass"] == [f"http://127.0.0.1:{port}/"]
     size = proxy["client_max_body_size"][0]
     assert int(size.rstrip("m")) > limits.MAX_UPLOADS_MB  # a page sends its files in one request
-    assert f"`client_max_body_size {size}`" in (PROJECT / "docs" / "tutorials" / "deploy.md").read_text("utf-8")
+    assert f"`client_max_body_size {size}`" in (PROJECT / "docs" / "tutorials" / "deploy.md").read_text(
+        "utf-8"
+    )
     assert given["--log"].startswith(unit["ReadWritePaths"])
 
 
@@ -88,6 +96,20 @@ def test_systemd_takes_the_unit(tmp_path):
     assert [line for line in complaints if "Unknown" in line or "Failed to parse" in line] == []
 
 
+def test_where_browser_and_proxy_are_required_nothing_of_them_skips(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *names, **where: None)
+    missing = (chromium_path, lambda: browser_module("no_such_module", "it"))
+    monkeypatch.delenv(BROWSER_AND_PROXY, raising=False)
+    for one in missing:
+        with pytest.raises(pytest.skip.Exception, match="needs"):
+            one()
+    monkeypatch.setenv(BROWSER_AND_PROXY, "required")
+    for one in missing:
+        with pytest.raises(pytest.fail.Exception, match="needs"):
+            one()
+    assert f"export {BROWSER_AND_PROXY}=required" in (PROJECT / ".ci" / "run").read_text("utf-8")
+
+
 # --- nginx itself ----------------------------------------------------------------------------------
 
 
@@ -101,7 +123,7 @@ def free_port() -> int:
 def nginx() -> str:
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if found is None or shutil.which("openssl") is None:
-        pytest.skip("needs nginx and openssl: apt-get install nginx openssl")
+        without_browser_or_proxy("needs nginx and openssl: apt-get install nginx openssl")
     return found
 
 
@@ -195,10 +217,8 @@ def test_behind_the_proxy_the_api_answers_and_the_pages_ask_for_the_token(proxie
 
 @pytest.mark.full
 def test_a_browser_reads_cells_through_the_proxy_and_sees_them_come_in(proxied, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
+    playwright = browser_module("playwright.sync_api", "playwright")
+    chromium = chromium_path()
     folder, port = proxied
     files = []
     for seed in range(12):
