@@ -197,9 +197,11 @@ def test_api_and_page_say_why_another_engine_answers(classifier, monkeypatch):
 def test_health_and_readiness(client, classifier):
     assert client.get(f"{BASE}/health").json()["status"] == "ok"
     assert client.get(f"{BASE}/ready").json()["status"] == "ready"
+    assert [client.head(f"{BASE}/{path}").status_code for path in ("health", "ready")] == [200, 200]
     batcher = client.app.state.batcher
     batcher.ready.clear()
     try:
+        assert client.head(f"{BASE}/ready").status_code == 503
         response = client.get(f"{BASE}/ready")
         assert "being made ready" in refused(response, 503)
         assert int(response.headers["retry-after"]) > 0

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from serving import CLASSES, png_of, small_classifier
 
 from cervicyte.dashboard import server
+from cervicyte.dashboard.problems import MEDIA_TYPE, Problem
 from cervicyte.errors import UsageError
 from cervicyte.network.model_file import save_model
 
@@ -69,6 +70,19 @@ def test_the_api_stands_beside_the_pages_and_has_the_same_headers(gated):
     assert response.json()["model"]["name"] == "my_run/best_model.pth"
     assert response.headers["content-security-policy"].startswith("default-src 'self'")
     assert gated.get("/health", headers={"host": "evil.example"}).status_code == 421
+
+
+@pytest.mark.parametrize("path", ["/api/v2/predict", "/nothing", "/no/such/page"])
+def test_outside_the_api_an_address_that_is_not_there_is_a_problem_too(gated, path):
+    response = gated.get(path, headers=BEARER)
+    assert (response.status_code, response.headers["content-type"]) == (404, MEDIA_TYPE)
+    assert Problem.model_validate(response.json()).detail.startswith("There is no such address here")
+
+
+def test_gradios_own_errors_stay_as_its_script_reads_them(gated):
+    response = gated.get("/gradio_api/file=/etc/passwd", headers=BEARER)
+    assert response.status_code == 403
+    assert response.headers["content-type"] == "application/json"
 
 
 def test_what_a_page_is_sent_is_never_logged(gated, capfd, caplog):

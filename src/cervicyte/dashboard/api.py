@@ -307,10 +307,12 @@ def build_api(classifier: Classifier, model_name: str, batcher: Batcher, monitor
     async def model() -> AboutModel:
         return about
 
+    @api.head("/health", include_in_schema=False)
     @api.get("/health", summary="Whether the server lives")
     async def health() -> Health:
         return Health(status="ok", model=model_name, version=__version__)
 
+    @api.head("/ready", include_in_schema=False)
     @api.get("/ready", summary="Whether the model answers", responses=problems(503))
     async def ready() -> Health:
         if not batcher.ready.is_set():

@@ -28,8 +28,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Mount
 
 from cervicyte import __version__
 from cervicyte.dashboard.access import (
@@ -43,7 +46,7 @@ from cervicyte.dashboard.access import (
     is_loopback,
     own_names,
 )
-from cervicyte.dashboard.api import PREFIX, build_api
+from cervicyte.dashboard.api import PREFIX, build_api, problem_of
 from cervicyte.dashboard.batching import LOGGER, Batcher, log_failure
 from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
@@ -161,7 +164,7 @@ def build_app(
 
     app.mount(PREFIX, build_api(classifier, name, batcher, monitor))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the one way to tell Gradio
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         build_page(events, name),
         path="/",
@@ -178,6 +181,18 @@ def build_app(
         css=CSS,
         head=HEAD,
     )
+    pages = next(
+        one.app for one in app.routes if isinstance(one, Mount) and isinstance(one.app, gr.routes.App)
+    )
+    for one in (app, pages):  # the pages take every address that nobody else has
+        one.add_exception_handler(HTTPException, _problem_unless_gradios)
+    return app
+
+
+async def _problem_unless_gradios(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and "/gradio_api/" in request.url.path:  # its script reads its own
+        return await http_exception_handler(request, error)
+    return await problem_of(request, error)
 
 
 class PlaceOnly(ModuleType):
