@@ -256,6 +256,19 @@ def test_the_description_has_every_address_and_examples_that_fit(client):
     assert references <= set(described["components"]["schemas"])
 
 
+def test_every_answer_has_an_example_that_looks_like_it(client):
+    described = client.get(f"{BASE}/openapi.json").json()
+    for path in ("/model", "/health", "/ready", "/schema"):
+        content = described["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        jsonschema.validate(content["example"], {**content["schema"], "components": described["components"]})
+        answer = client.get(f"{BASE}{path}").json()
+        assert set(content["example"]) <= set(answer)
+        assert path == "/schema" or set(content["example"]) == set(answer)
+    content = described["paths"]["/metrics"]["get"]["responses"]["200"]["content"]["text/plain"]
+    heading = content["example"].partition("cervicyte_images_total{")[0]
+    assert heading in client.get(f"{BASE}/metrics").text
+
+
 def test_the_descriptions_example_can_be_sent_as_it_stands(client):
     described = client.get(f"{BASE}/openapi.json").json()
     body = described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]

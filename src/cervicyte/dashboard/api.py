@@ -57,6 +57,7 @@ from cervicyte.provenance import RESEARCH_USE_ONLY
 
 PREFIX = "/api/v1"
 FIELD = "images"  # of a form
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 CLIENT_GONE = 499  # nobody reads it; for the counters
 
 # --- what goes in and out --------------------------------------------------------------------------
@@ -230,7 +231,7 @@ class Health(Closed):
 def answer_schema() -> dict[str, Any]:
     """Return the JSON schema of `Answers`."""
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": DIALECT,
         **Answers.model_json_schema(mode="serialization"),
     }
 
@@ -710,7 +711,7 @@ EXAMPLE_IMAGE = (  # two by two pixels
     "AAAABJRU5ErkJggg=="
 )
 EXAMPLE_REQUEST = {"images": [{"name": "cell.png", "data": EXAMPLE_IMAGE}]}
-EXAMPLE_ANSWER = {
+EXAMPLE_ANSWER: dict[str, Any] = {
     "notice": RESEARCH_USE_ONLY,
     "model": {"name": "model/cervicyte.safetensors", "sha256": "0" * 64, "version": __version__},
     "notes": [],
@@ -738,6 +739,40 @@ EXAMPLE_ANSWER = {
             "error": "note.png: is not an image in a known format; give a BMP, PNG, JPEG or TIFF file.",
         },
     ],
+}
+
+EXAMPLE_HEALTH = Health(status="ok", model=EXAMPLE_ANSWER["model"]["name"], version=__version__)
+EXAMPLES: dict[tuple[str, str], tuple[str, Any]] = {  # method and address -> media type, what it answers
+    ("post", "/predict"): ("application/json", EXAMPLE_ANSWER),
+    ("post", "/explain"): ("application/json", EXAMPLE_ANSWER),
+    ("get", "/model"): (
+        "application/json",
+        AboutModel(
+            model=Model(**EXAMPLE_ANSWER["model"]),
+            class_names=["Koilocytotic", "Metaplastic"],
+            image_size=224,
+            methods=list(cam.METHODS),
+            layers=["layer4"],
+            default_method=cam.DEFAULT_METHOD,
+            default_layer="layer4",
+            notes=[],
+            cross_validation={"accuracy": Figure(value=0.9, low=0.87, high=0.93)},
+            card="# Model card",
+            limits=Limits(),
+        ).model_dump(mode="json"),
+    ),
+    ("get", "/health"): ("application/json", EXAMPLE_HEALTH.model_dump()),
+    ("get", "/ready"): ("application/json", {**EXAMPLE_HEALTH.model_dump(), "status": "ready"}),
+    ("get", "/metrics"): (
+        "text/plain",
+        "# HELP cervicyte_images_total Images by what became of them.\n"
+        "# TYPE cervicyte_images_total counter\n"
+        'cervicyte_images_total{outcome="answer"} 12.0\n',
+    ),
+    ("get", "/schema"): (
+        "application/json",
+        {"$schema": DIALECT, "title": "Answers", "type": "object"},  # cut short
+    ),
 }
 
 
@@ -796,8 +831,8 @@ class DescribedAPI(FastAPI):
             schemas.update(more["$defs"])
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-            for path in ("/predict", "/explain"):  # FastAPI would leave out what is null
-                answer = described["paths"][path]["post"]["responses"]["200"]
-                answer["content"]["application/json"]["example"] = EXAMPLE_ANSWER
+            for (method, path), (kind, example) in EXAMPLES.items():  # FastAPI would leave out what is null
+                answer = described["paths"][path][method]["responses"]["200"]
+                answer["content"][kind]["example"] = example
         assert self.openapi_schema is not None
         return self.openapi_schema
