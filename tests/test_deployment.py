@@ -58,20 +58,24 @@ def directives(text: str) -> list[list[str]]:
 
 
 def test_proxy_and_service_speak_of_one_server(unit):
-    proxy = {one[0]: one[1:] for one in directives(example("nginx"))}
+    proxy: dict[str, list[list[str]]] = {}
+    for name, *words in directives(example("nginx")):
+        proxy.setdefault(name, []).append(words)
     command = unit["ExecStart"].split()
     given = dict(itertools.pairwise(command))
-    assert proxy["location"] == [f"{given['--root-path']}/"]
-    assert proxy["server_name"] == [given["--allow-host"]]
+    below = given["--root-path"]
+    assert proxy["location"] == [[f"{below}/"], [f"{below}/api/"]]
+    assert proxy["server_name"] == [[given["--allow-host"]]]
     serve = get_command(app)
     assert isinstance(serve, TyperGroup)
     port = next(one.default for one in serve.commands["serve"].params if one.name == "port")
-    assert proxy["proxy_pass"] == [f"http://127.0.0.1:{port}/"]
-    size = proxy["client_max_body_size"][0]
-    assert int(size.rstrip("m")) > limits.MAX_UPLOADS_MB  # a page sends its files in one request
-    assert f"`client_max_body_size {size}`" in (PROJECT / "docs" / "tutorials" / "deploy.md").read_text(
-        "utf-8"
-    )
+    behind = f"http://127.0.0.1:{port}"
+    assert proxy["proxy_pass"] == [[f"{behind}/"], [f"{behind}/api/"]]
+    (size,), (size_of_api,) = proxy["client_max_body_size"]
+    assert int(size.rstrip("m")) == limits.MAX_UPLOADS_MB + 1  # a page sends its files in one request
+    assert int(size_of_api.rstrip("m")) == limits.MAX_UPLOAD_MB + 1
+    tutorial = (PROJECT / "docs" / "tutorials" / "deploy.md").read_text("utf-8")
+    assert f"`client_max_body_size {size}`" in tutorial
     assert given["--log"].startswith(unit["ReadWritePaths"])
 
 
