@@ -217,6 +217,8 @@ def test_behind_the_proxy_the_api_answers_and_the_pages_ask_for_the_token(proxie
         assert client.get("/cells/config").json()["root"] == f"https://{NAME}:{port}/cells"
         too_large = client.post("/cells/api/v1/predict", content=bytes(52 << 20))
         assert too_large.status_code == 413
+        together = [("files", (f"{number}.png", bytes(30 << 20))) for number in range(2)]
+        assert client.post("/cells/gradio_api/upload", files=together).status_code == 200
 
 
 @pytest.mark.full
