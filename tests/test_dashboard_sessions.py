@@ -23,7 +23,7 @@ from cervicyte.dashboard.intake import Arrived
 from cervicyte.dashboard.reading import Reading
 from cervicyte.dashboard.session import Gone, Sessions
 from cervicyte.dashboard.worklist import Entry
-from cervicyte.errors import ReadingLogError
+from cervicyte.errors import ReadingLogError, UsageError
 from cervicyte.inference.classifier import Classifier
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -428,7 +428,7 @@ def test_the_next_cell_does_not_wait_for_the_test_of_a_map(classifier, monkeypat
 def test_an_error_of_a_page_s_question_is_its_own_and_the_next_is_answered(classifier):
     with contextlib.closing(Batcher(classifier)) as batcher:
         asked = QueuedClassifier(classifier, batcher)
-        with pytest.raises(ValueError, match=r".+"):
+        with pytest.raises(UsageError, match="uint8 arrays"):
             asked.predict([np.zeros((3, 3), np.uint8)])
         assert len(asked.predict([np.zeros((30, 30, 3), np.uint8)])) == 1
 
