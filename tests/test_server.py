@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from fastapi.testclient import TestClient
 from serving import CLASSES, png_of, small_classifier
 
 from cervicyte.dashboard import server
+from cervicyte.dashboard.batching import LOGGER, log_failure
 from cervicyte.dashboard.problems import MEDIA_TYPE, Problem
 from cervicyte.errors import UsageError
 from cervicyte.network.model_file import save_model
@@ -101,6 +103,21 @@ def test_what_a_page_is_sent_is_never_logged(gated, capfd, caplog):
         for name, module in sys.modules.items()
         if name.startswith("gradio.") and vars(module).get("traceback") is traceback
     ] == []
+
+
+def test_a_line_that_cannot_be_logged_takes_no_text_along(capfd):
+    closed = io.StringIO()
+    closed.close()
+    handler = server.LineHandler(closed)
+    LOGGER.addHandler(handler)
+    try:
+        raise ValueError("PATIENT Maria Muster")
+    except ValueError as error:
+        log_failure(error)
+    finally:
+        LOGGER.removeHandler(handler)
+    written = capfd.readouterr()
+    assert "Maria" not in written.out + written.err
 
 
 @pytest.mark.parametrize("root_path", ["cells", "/cells/", "/"])

@@ -85,7 +85,7 @@ class Stop(Progress):
             raise SystemExit
 
 
-def test_two_plain_classes_are_learnt(tmp_path):
+def test_two_plain_classes_are_learnt(tmp_path, one_thread):
     recipe = RECIPE.model_copy(update={"ema_decay": 0.0, "learning_rate": 3e-3, "epochs": 4})
     history = train(recipe, spots(64, 0), spots(16, 1), NAMES, tmp_path)
     assert history["validation_accuracy"].max() == 1.0

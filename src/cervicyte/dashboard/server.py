@@ -316,9 +316,16 @@ def serve(
 
 def _log_to_stderr() -> None:
     if not LOGGER.handlers:
-        handler = logging.StreamHandler()
+        handler = LineHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         LOGGER.addHandler(handler)
+
+
+class LineHandler(logging.StreamHandler):
+    """Writes lines to the error output; one that cannot be written is lost, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Stay silent: by default the error that is at hand would be printed, with its text."""
 
 
 class AnnouncingServer(uvicorn.Server):
