@@ -213,8 +213,8 @@ def test_too_few_cells_and_negative_seeds_are_refused(
 
 
 def test_a_hundred_cells_take_less_than_four_seconds_of_one_core(tmp_path: Path) -> None:
-    # Processor time: the machine's other work does not count, but where memory is slow it does, so that the fastest of
-    # three tries is taken. 500 in 20 s is 100 in 4 s.
+    # Processor time: the machine's other work does not count, but where memory is slow it does, so that
+    # the fastest of three tries is taken. 500 in 20 s is 100 in 4 s.
     for attempt in range(3):
         began = time.process_time()
         write_dataset(tmp_path / str(attempt), cells=100, seed=0)
