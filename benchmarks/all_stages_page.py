@@ -12,8 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from goals_page import RESULTS, read, text
+from goals_page import RESULTS, folds_of, read, text
 
 from cervicyte.evaluation.tables import comparison_table
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
@@ -29,12 +28,6 @@ ROWS = (  # title, key, in percent, decimals
     ("accuracy on the 90 % most certain", "accuracy_at_90_coverage", True, 1),
     ("mean size of a 95 % prediction set", "mean_set_size", False, 3),
 )
-
-
-def folds_of(folder: Path) -> pd.DataFrame:
-    """Return what the folds' networks said of every cell."""
-    table = pd.read_csv(folder / "predictions.csv", dtype={"path": str, "group": str})
-    return table.drop(columns=["seed", "fold"])
 
 
 def needed(path: Path) -> dict[str, Any]:

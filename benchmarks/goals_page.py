@@ -118,15 +118,18 @@ def at_home(folds: Mapping[str, Any]) -> Iterable[str]:
     )
 
 
+def folds_of(folder: Path) -> pd.DataFrame:
+    """Return what the first seed's folds said of every cell."""
+    table = pd.read_csv(folder / "predictions.csv", dtype={"path": str, "group": str})
+    return table[table["seed"] == table["seed"].min()].drop(columns=["seed", "fold"])
+
+
 def by_cell(folder: Path) -> str:
     """Return the line on the same recipe split by cell."""
     what = "the same recipe split by cell, less by group (accuracy)"
     if not (folder / "cell" / "predictions.csv").is_file():
         return row(what, "stated", NOT_RUN, None)
-    tables = {}
-    for by in ("group", "cell"):
-        table = pd.read_csv(folder / by / "predictions.csv", dtype={"path": str, "group": str})
-        tables[by] = table[table["seed"] == table["seed"].min()].drop(columns=["seed", "fold"])
+    tables = {by: folds_of(folder / by) for by in ("group", "cell")}
     # Every cell counts under its group, however the folds were made.
     groups = dict(zip(tables["group"]["path"], tables["group"]["group"], strict=True))
     tables["cell"] = tables["cell"].assign(group=tables["cell"]["path"].map(groups))

@@ -9,19 +9,24 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from cervicyte.dashboard import server
 from cervicyte.dashboard.api import PREFIX, build_api
 from cervicyte.dashboard.batching import Batcher
+from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.monitoring import Monitor
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import ModelFile
+from cervicyte.network.model_file import ModelFile, save_model
 from cervicyte.network.resnet import CBAMResNet50
 
 CLASSES = ("Dyskeratotic", "Koilocytotic", "Parabasal")
@@ -43,6 +48,24 @@ def api_of(classifier: Classifier, most_waiting: int = 96) -> Iterator[FastAPI]:
         app.mount(PREFIX, build_api(classifier, "run/best_model.pth", batcher, monitor))
         batcher.ready.wait(60)
         yield app
+
+
+@contextlib.contextmanager
+def whole_server(
+    classifier: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[TestClient, Events]]:
+    """Yield a client of pages and API, and what answers the pages' questions; the model lies in a folder."""
+    made: list[Events] = []
+
+    def noted(*arguments: object, **settings: object) -> Events:
+        made.append(Events(*arguments, **settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(server, "Events", noted)
+    path = folder / "best_model.pth"
+    save_model(path, classifier.torch_model())
+    with TestClient(server.build_app(path), base_url="http://127.0.0.1") as client:
+        yield client, made[0]
 
 
 @contextlib.contextmanager

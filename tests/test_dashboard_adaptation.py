@@ -10,18 +10,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from PIL import Image
-from serving import CLASSES, encoded, small_classifier
+from serving import CLASSES, encoded, small_classifier, whole_server
 
-from cervicyte.dashboard import adaptation, events, server
+from cervicyte.dashboard import adaptation, events
 from cervicyte.dashboard.adaptation import Adapting, not_adaptable
 from cervicyte.dashboard.batching import Asked, Batcher, Busy
 from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.intake import Arrived
 from cervicyte.dashboard.session import NOT_KEPT
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import load_model_file, save_model, weights_hash
+from cervicyte.network.model_file import load_model_file, weights_hash
 
 KEY, OTHER = "a" * 64, "b" * 64
 FEWEST = 6  # in these tests: the network is small, the machine may be slow
@@ -65,6 +64,21 @@ def test_a_list_of_few_images_says_how_many_it_takes_and_has_no_button(asked):
     assert f"this list has {FEWEST - 1}" in said[events.ADAPTATION]
     assert 'data-send="adapt"' not in said[events.ADAPTATION]
     assert asked.sessions.of(KEY).adaptation is None
+
+
+def test_what_failed_before_the_page_followed_it_is_said_all_the_same(asked, monkeypatch):
+    def failing(*ignored: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(events, "adapt_to_worklist", failing)
+    give(asked, KEY, FEWEST)
+    saying = asked.adapt(KEY)
+    next(saying)
+    end = time.monotonic() + 30
+    while asked.sessions.of(KEY).adapting is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    *_, last = saying
+    assert "The server failed to adapt the model" in last[events.ADAPTATION]
 
 
 def test_images_that_are_too_large_together_are_refused(asked, monkeypatch):
@@ -301,17 +315,7 @@ def test_it_does_not_stand_back_for_ever(classifier, monkeypatch):
 def test_the_file_is_given_to_who_knows_the_page_s_key_and_goes_with_the_server(
     classifier, tmp_path, monkeypatch
 ):
-    made: list[Events] = []
-
-    def noted(*arguments: object, **settings: object) -> Events:
-        made.append(Events(*arguments, **settings))  # type: ignore[arg-type]
-        return made[-1]
-
-    monkeypatch.setattr(server, "Events", noted)
-    path = tmp_path / "best_model.pth"
-    save_model(path, classifier.model)
-    with TestClient(server.build_app(path), base_url="http://127.0.0.1") as client:
-        (asked,) = made
+    with whole_server(classifier, tmp_path, monkeypatch) as (client, asked):
         give(asked, KEY, FEWEST)
         list(asked.adapt(KEY))
         adapted = asked.sessions.of(KEY).adaptation

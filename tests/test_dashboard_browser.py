@@ -20,6 +20,7 @@ import torch
 from conftest import PROJECT, browser_module, chromium_path
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from serving import encoded
 
 from cervicyte.dashboard import limits
 from cervicyte.dashboard.uploads import TOO_LARGE
@@ -161,14 +162,20 @@ def test_a_cell_is_answered_and_nobody_else_is_asked(opened, address, samples, w
     assert page.failures == []
 
 
-def test_twenty_cells_in_an_archive_are_listed_filtered_and_flipped_through(page, tmp_path):
-    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
-        for number in range(20):
+def archive_of(count: int, folder: Path) -> Path:
+    """Return a zip archive of so many drawn cells."""
+    with zipfile.ZipFile(folder / "cells.zip", "w") as archive:
+        for number in range(count):
             cell = draw_cell(CLASSES[number % 3], np.random.default_rng(number)).image
-            Image.fromarray(cell).save(tmp_path / "cell.png")
-            archive.write(tmp_path / "cell.png", f"cell_{number:02}.png")
+            archive.writestr(f"cell_{number:02}.png", encoded(Image.fromarray(cell)))
+    return folder / "cells.zip"
+
+
+def test_twenty_cells_in_an_archive_are_listed_filtered_and_flipped_through(page, tmp_path):
+    cells = archive_of(20, tmp_path)
+    with zipfile.ZipFile(cells, "a") as archive:
         archive.writestr("note.png", "this is text")
-    upload(page, tmp_path / "cells.zip")
+    upload(page, cells)
     page.wait_for_selector("text=20 cells read, 1 could not be")
     assert page.inner_text("#worklist li:last-child") == (
         "note.png: is not an image in a known format; give a BMP, PNG, JPEG or TIFF file."
@@ -400,12 +407,7 @@ def test_every_download_is_saved_and_can_be_opened(page, tmp_path):
 
 
 def test_overlays_that_are_being_made_are_stopped_and_followed_when_the_page_is_loaded_again(page, tmp_path):
-    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
-        for number in range(40):
-            cell = draw_cell(CLASSES[number % 3], np.random.default_rng(number)).image
-            Image.fromarray(cell).save(tmp_path / "cell.png")
-            archive.write(tmp_path / "cell.png", f"cell_{number:02}.png")
-    upload(page, tmp_path / "cells.zip")
+    upload(page, archive_of(40, tmp_path))
     page.wait_for_selector("text=40 cells read")
     page.click("text=Overlay PNGs (zip)")
     page.wait_for_selector("#overlays-progress:has-text('left')")

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
-from serving import encoded, small_classifier
+from serving import encoded, small_classifier, whole_server
 
-from cervicyte.dashboard import events, limits, overlays, server, session
+from cervicyte.dashboard import events, limits, overlays, session
 from cervicyte.dashboard.batching import Batcher, Busy, QueuedClassifier
 from cervicyte.dashboard.downloads import table_csv
 from cervicyte.dashboard.events import Events
@@ -26,7 +25,6 @@ from cervicyte.dashboard.intake import Arrived
 from cervicyte.dashboard.overlays import INDEX, README, MakingOverlays, Overlays, overlays_html, progress_html
 from cervicyte.evaluation.familiarity import Judgement
 from cervicyte.inference.classifier import Classifier
-from cervicyte.network.model_file import save_model
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -298,17 +296,7 @@ def test_a_page_that_is_loaded_again_follows_the_overlays_and_an_open_one_keeps_
 def test_the_archive_is_given_to_who_knows_the_page_s_key_and_goes_with_the_server(
     classifier, tmp_path, monkeypatch
 ):
-    made: list[Events] = []
-
-    def noted(*arguments: object, **settings: object) -> Events:
-        made.append(Events(*arguments, **settings))  # type: ignore[arg-type]
-        return made[-1]
-
-    monkeypatch.setattr(server, "Events", noted)
-    path = tmp_path / "best_model.pth"
-    save_model(path, classifier.model)
-    with TestClient(server.build_app(path), base_url="http://127.0.0.1") as client:
-        (asked,) = made
+    with whole_server(classifier, tmp_path, monkeypatch) as (client, asked):
         give(asked, KEY, "a.png")
         archive: Path = made_of(asked).path
         response = client.post("/overlays", data={"key": KEY})

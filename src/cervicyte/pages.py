@@ -148,8 +148,13 @@ def title_of(key: object) -> str:
 
 def counted(count: int, word: str, one: str = "", several: str = "") -> str:
     """Return a count with its word, and a verb that agrees with it: `1 pair shows`, `1,200 pairs show`."""
-    verb = one if count == 1 else several
+    verb = agreeing(count, one, several)
     return f"{count:,} {plural(word, count)}" + (f" {verb}" if verb else "")
+
+
+def agreeing(count: int, one: str, several: str) -> str:
+    """Return the words that agree with a count, where others stand between."""
+    return one if count == 1 else several
 
 
 def plural(word: str, count: int) -> str:

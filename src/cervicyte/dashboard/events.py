@@ -173,7 +173,10 @@ class Events:
             yield self.gone(gone)
             return
         yield {} if session.is_empty else self._everything(session)
-        followed = (self._followed(session), self._overlays_followed(session, session.making))
+        followed = (
+            self._followed(session, session.adapting),
+            self._overlays_followed(session, session.making),
+        )
         for one, other in itertools.zip_longest(*followed):
             yield {**(one or {}), **(other or {})}
 
@@ -361,7 +364,8 @@ class Events:
     @of_session(ADAPTATION)
     def adapt(self, session: Session) -> Iterator[Changes]:
         """Adapt the model to the list's images, beside the page, and show how far that is."""
-        if session.adapting is None and not not_adaptable(self.classifier, session.worklist):
+        adapting = session.adapting
+        if adapting is None and not not_adaptable(self.classifier, session.worklist):
             if not self._one_at_a_time.acquire(blocking=False):
                 yield {ADAPTATION: self._adaptation(session, OTHERS_FIRST)}
                 return
@@ -370,7 +374,7 @@ class Events:
                 target=self._adapt, args=(session, adapting), name="cervicyte-adapting", daemon=True
             ).start()
         yield {ADAPTATION: self._adaptation(session)}  # the page wants an answer in any case
-        yield from self._followed(session)
+        yield from self._followed(session, adapting)
 
     def _adapt(self, session: Session, adapting: Adapting) -> None:
         worklist = session.worklist
@@ -410,9 +414,8 @@ class Events:
         session.forget_adaptation()
         session.adaptation = made
 
-    def _followed(self, session: Session) -> Iterator[Changes]:
-        """Show how far the adaptation of a session is until it has ended."""
-        adapting = session.adapting
+    def _followed(self, session: Session, adapting: Adapting | None) -> Iterator[Changes]:
+        """Show how far an adaptation is until it has ended, and what came of it."""
         if adapting is None:
             return
         while not adapting.is_done:

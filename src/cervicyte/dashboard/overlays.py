@@ -29,7 +29,7 @@ from cervicyte.dashboard.worklist import Entry, Worklist
 from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.inference.classifier import Classifier
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 from cervicyte.progress import duration
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
@@ -343,8 +343,8 @@ def overlays_html(
     without = counts[DECLINED] + counts[ERROR]
     parts = [
         f"{counted(counts[BEATS], 'map', 'beats', 'beat')} the controls" if counts[BEATS] else "",
-        f"{fails} {'does' if fails == 1 else 'do'} not" if fails else "",
-        f"{untested} {'was' if untested == 1 else 'were'} not tested" if untested else "",
+        f"{fails} {agreeing(fails, 'does', 'do')} not" if fails else "",
+        f"{untested} {agreeing(untested, 'was', 'were')} not tested" if untested else "",
         f"{without} without an overlay" if without else "",
     ]
     stale = "" if made.is_of(worklist) else " The list or its model has changed since; make them anew."

@@ -28,7 +28,7 @@ from cervicyte.datasets.twins import Twin
 from cervicyte.datasets.whole_fields import FieldMatches
 from cervicyte.images.reader import FORMAT_OF_SUFFIX
 from cervicyte.images.statistics import STATISTICS
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 
 PUBLISHED_FIELDS = {"SIPaKMeD": 966}
 TINY = 24  # pixels; the smallest side of SIPaKMeD's crops is 62, of Herlev's 33
@@ -120,7 +120,7 @@ def count_findings(dataset: CellDataset, every: int) -> list[Finding]:
             Finding(
                 "other-images",
                 f"{counted(others, 'image')} beside the {counted(len(dataset.cells), 'cell')} "
-                f"{'is' if others == 1 else 'are'} none: a loader that takes every image counts {every:,}.",
+                f"{agreeing(others, 'is', 'are')} none: a loader that takes every image counts {every:,}.",
             )
         )
     if dataset.known is None:
@@ -225,7 +225,7 @@ def file_findings(cells: Sequence[Cell], looks: Sequence[Look]) -> list[Finding]
             if look.error is None and holds(cell, look)
         )
         if names:
-            findings.append(Finding(kind, f"{len(names):,} {one if len(names) == 1 else several}.", names))
+            findings.append(Finding(kind, f"{len(names):,} {agreeing(len(names), one, several)}.", names))
     named = tuple(cell.name for cell in cells if AUGMENTED_NAME.search(cell.path.stem))
     if named:
         findings.append(
@@ -315,7 +315,7 @@ def twin_findings(dataset: CellDataset, found: Sequence[Twin], known_groups: boo
         findings.append(
             Finding(
                 "twins-beyond-the-table",
-                f"{len(unknown):,} of these pairs {'is' if len(unknown) == 1 else 'are'} not joined by the "
+                f"{len(unknown):,} of these pairs {agreeing(len(unknown), 'is', 'are')} not joined by the "
                 "shipped table of SIPaKMeD's field groups.",
                 pairs=names(unknown),
             )
@@ -343,7 +343,7 @@ def field_findings(matches: FieldMatches, before: Sequence[str], after: Sequence
         Finding(
             "fields-joined",
             f"{counted(len(matches.pairs), 'pair')} of the {len(matches.files):,} whole fields "
-            f"{'overlaps; it joins' if len(matches.pairs) == 1 else 'overlap; they join'} "
+            f"{agreeing(len(matches.pairs), 'overlaps; it joins', 'overlap; they join')} "
             f"{counted(joins, 'group')} to others that neither names nor crops had joined.",
             pairs=tuple((pair.first, pair.second) for pair in matches.pairs),
         )

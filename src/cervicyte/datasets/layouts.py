@@ -31,7 +31,7 @@ from cervicyte.datasets.groups import field_number, group_by_name, join_equal_co
 from cervicyte.errors import DatasetError
 from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 
 T = TypeVar("T")
 
@@ -120,17 +120,17 @@ class _Listing:
         if self.fields:
             sentences.append(
                 f"{counted(self.fields, 'whole field')} beside the crops "
-                f"{'was' if self.fields == 1 else 'were'} left out."
+                f"{agreeing(self.fields, 'was', 'were')} left out."
             )
         if self.masks:
             sentences.append(
                 f"{counted(self.masks, 'mask')} (`-d`) beside the cells "
-                f"{'was' if self.masks == 1 else 'were'} left out."
+                f"{agreeing(self.masks, 'was', 'were')} left out."
             )
         if self.other_files:
             sentences.append(
                 f"{counted(len(self.other_files), 'file')} without an image's name "
-                f"{'was' if len(self.other_files) == 1 else 'were'} left out, such as "
+                f"{agreeing(len(self.other_files), 'was', 'were')} left out, such as "
                 f"{self.other_files[0]}."
             )
         if self.empty:
@@ -327,7 +327,7 @@ def _warn_of_unlabelled(listing: _Listing, folder: Path, images: list[Path]) -> 
     if images:
         listing.warnings.append(
             f"{counted(len(images), 'image')} beside the class folders of {folder} "
-            f"{'has no label and was' if len(images) == 1 else 'have no label and were'} left out, such as "
+            f"{agreeing(len(images), 'has no label and was', 'have no label and were')} left out, such as "
             f"{images[0].name}."
         )
 

@@ -49,7 +49,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.heads import load_with_head
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import load_cells
 from cervicyte.training.loop import (
@@ -447,7 +447,7 @@ def evaluate_model(
         cells = dataset.cells
     true_classes = mapped_classes(cells, model.class_names, class_map or {}, data)
     seen = refuse_seen(model, cells, data, allow_seen, remedy_by_split("evaluate"))
-    which = f"{len(seen)} of {counted(len(cells), 'cell')} {'was' if len(seen) == 1 else 'were'}"
+    which = f"{len(seen)} of {counted(len(cells), 'cell')} {agreeing(len(seen), 'was', 'were')}"
     seen_caveat = f"{which} seen in training: the figures flatter."
     caveats = [seen_caveat, NOT_PATIENTS] if seen else [NOT_PATIENTS]
     if unknown := note_on_unknown_training(model):

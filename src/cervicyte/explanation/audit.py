@@ -32,7 +32,7 @@ from cervicyte.explanation.audit_page import write_audit
 from cervicyte.explanation.audit_records import RECORDS_FORMAT, RECORDS_NAME, Audit, append, begin
 from cervicyte.explanation.faithfulness import score_precision
 from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 from cervicyte.progress import SILENT, Progress
 
 
@@ -161,7 +161,7 @@ def _caveats(model: ModelFile, chosen: Sequence[Cell], seen: Sequence[Cell]) -> 
         caveats.insert(
             0,
             f"{len(of_training)} of {counted(len(chosen), 'cell')} "
-            f"{'was' if len(of_training) == 1 else 'were'} seen in training: this audit says nothing of "
+            f"{agreeing(len(of_training), 'was', 'were')} seen in training: this audit says nothing of "
             "new cells.",
         )
     if unknown := note_on_unknown_training(model):

@@ -35,7 +35,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.network.description import Described
 from cervicyte.network.frozen import FrozenModel
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
 
@@ -416,7 +416,7 @@ class MapJob:
             said.append(
                 f"Verdicts: {sum(verdict.beats_controls for verdict in tested)} of "
                 f"{counted(len(tested), 'tested map')} beat their controls; {len(found) - len(tested)} "
-                f"{'was' if len(found) - len(tested) == 1 else 'were'} not tested, since the network gives "
+                f"{agreeing(len(found) - len(tested), 'was', 'were')} not tested, since the network gives "
                 f"their class under {least} or they are empty. The verdicts cost {passes:,} forward passes, "
                 f"{passes / count:.0f} a cell. Each is on what speaks for a class, not on what speaks "
                 "against it."

@@ -120,7 +120,6 @@ class Classifier:
         Raises:
             UsageError: an image is not an array as described.
         """
-        _refuse_others(images)
         return [prediction for prediction, _ in self.answered(images, evidence=False)]
 
     def answered(
@@ -131,7 +130,11 @@ class Classifier:
         Args:
             images: as in `predict`.
             evidence: whether what `maps_of` needs is wanted, float32 [C, h, w] each; else None.
+
+        Raises:
+            UsageError: an image is not an array as described.
         """
+        _refuse_others(images)
         found: list[tuple[Prediction, np.ndarray | None]] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
@@ -225,9 +228,10 @@ class Classifier:
             of one image, see `cam.explain`.
 
         Raises:
-            UsageError: unknown class, layer or method, or maps that cannot be had here.
-            ValueError: the image is not an array as described.
+            UsageError: unknown class, layer or method, maps that cannot be had here, or the image is not an
+                array as described.
         """
+        _refuse_others([image])
         names = self.class_names if classes is None else tuple(classes)
         layer = layer or self.default_layer
         self.check_map(layer, method)
@@ -323,7 +327,7 @@ def _refuse_others(images: Any) -> None:
         found = next(filter(None, map(_other_than_image, images)), None)
     if found is not None:
         raise UsageError(
-            f"predict takes a list of RGB images, uint8 arrays [H, W, 3], and was given {found}; "
+            f"RGB images are needed, uint8 arrays [H, W, 3] in a list, not {found}; "
             "cervicyte.images.reader.read_image makes such an array of a file."
         )
 

@@ -53,9 +53,8 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
         )
     if len(cells) < FEWEST_CELLS:
         raise UsageError(
-            f"{counted(len(cells), 'image', 'is', 'are')} too few "
-            f"to calibrate int8; give {FEWEST_CELLS} or more with "
-            "--calibration."
+            f"{counted(len(cells), 'image', 'is', 'are')} too few to calibrate int8; give {FEWEST_CELLS} or "
+            "more with --calibration."
         )
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -114,9 +113,8 @@ def refuse_what_calibrated(calibration: Sequence[bytes], compared: Sequence[byte
     """
     if len(compared) < FEWEST_COMPARED:
         raise UsageError(
-            f"{counted(len(compared), 'image', 'is', 'are')} too few "
-            f"to say what int8 costs; give {FEWEST_COMPARED} or more with "
-            "--images."
+            f"{counted(len(compared), 'image', 'is', 'are')} too few to say what int8 costs; give "
+            f"{FEWEST_COMPARED} or more with --images."
         )
     known = {hashlib.sha256(content).digest() for content in calibration}
     both = sum(hashlib.sha256(content).digest() in known for content in compared)
