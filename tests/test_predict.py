@@ -416,6 +416,18 @@ def _as_list(table: pd.DataFrame, folder: Path) -> Path:
     return folder / "list.parquet"
 
 
+def test_a_damaged_archive_has_a_row_with_its_error_and_the_others_are_answered(classifier, folder, tmp_path):
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(b"PK\x03\x04 and no more")
+    outcome = predict(classifier, [str(damaged), str(folder)], tmp_path / "out.csv")
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert outcome.rows == len(table) > 1
+    (row,) = table[table["path"] == str(damaged)].to_dict("records")
+    assert row["verdict"] == "error"
+    assert "is damaged or locked inside its archive" in row["error"]
+    assert (table["verdict"] != "error").any()
+
+
 def test_archives_lists_patterns_and_standard_input_are_read(folder, tmp_path, monkeypatch):
     archive = tmp_path / "cells.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -77,7 +77,7 @@ class Source:
     Attributes:
         name: the path or URI as given or, in an archive, `archive.zip/member`; see `shown`.
         location: path or URI of the file or of the archive.
-        member: in the archive; None for a file.
+        member: in the archive; None for a file, empty for an archive that cannot be opened.
         archive: that at `location`, where several images share it.
     """
 
@@ -250,8 +250,9 @@ def _of_file(location: str) -> Iterator[Source]:
     try:
         with open_file(location) as file, zipfile.ZipFile(file) as archive:
             members = sorted(name for name in archive.namelist() if _is_image(name))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UsageError(f"{location}: is no zip archive, or damaged; pack it anew.") from error
+    except (zipfile.BadZipFile, OSError):
+        yield Source(shown(location), location, "", Archive(location))  # a row, which says why
+        return
     if not members:
         raise _no_images(location)
     shared = Archive(location)
