@@ -7,6 +7,8 @@ BIN := .venv/bin
 SERVE ?= 1
 SHARED ?= ../shared
 RUNS ?= runs
+# Files of tests side by side, a processor each: small networks gain nothing by more threads. A worker takes up to 2 GB.
+pytest = OMP_NUM_THREADS=1 $(1)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 # Of a processor for an hour, assumed, for the cost of a million cells.
 PRICES ?= 0.02,0.05,0.10
 
@@ -30,7 +32,7 @@ demo: setup ## train, evaluate and explain on synthetic cells, then open the das
 	$(BIN)/cervicyte demo $(if $(filter 0,$(SERVE)),--no-serve)
 
 test: setup lint types ## lint, types and tests
-	$(BIN)/python -m pytest -q -m "not full"
+	$(call pytest,$(BIN)) -m "not full"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -41,7 +43,7 @@ types: setup
 
 test-full: setup ## the long tests: browser, interrupted runs, demo, wheel, and the lowest versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser,docs,ray]'
-	$(BIN)/python -m pytest -q -m full
+	$(call pytest,$(BIN)) -m full
 	$(MAKE) lowest
 
 lowest: ## the fast tests with the lowest versions that pyproject.toml allows
@@ -50,7 +52,7 @@ lowest: ## the fast tests with the lowest versions that pyproject.toml allows
 	$(BIN)/python tests/lowest_versions.py > .venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	.venv-lowest/bin/python -m pytest -q -m "not full" -p no:cacheprovider
+	$(call pytest,.venv-lowest/bin) -m "not full" -p no:cacheprovider
 
 docs: setup ## build the documentation into site/; every warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'

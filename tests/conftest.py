@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,6 +63,36 @@ def draw_two_classes(root: Path, fields: int, cells: int, names: tuple[str, str]
                 pixels = (rng.integers(0, 120, (40, 50, 3)) + level).astype(np.uint8)
                 Image.fromarray(pixels).save(root / label / f"{field:03d}_{cell:02d}.png")
     return root
+
+
+def in_yardsticks(work: Callable[[], object], tries: int = 3) -> float:
+    """Return the processor time of work on images, in units of some fixed work of that kind beside it.
+
+    Machines differ several times in speed, and one machine from hour to hour as others use its memory. A
+    yardstick takes 0.15 s on a quiet one. On one thread: those that wait for each other count as working. The
+    least of the tries counts.
+    """
+
+    def seconds(do: Callable[[], object]) -> float:
+        began = time.process_time()
+        do()
+        return time.process_time() - began
+
+    def yardstick() -> None:
+        values = np.full((512, 512, 3), 0.5, np.float32)
+        for _ in range(20):
+            values = cv2.GaussianBlur(np.exp(-values), (0, 0), 3)
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        found = []
+        for _ in range(tries):
+            before, taken, after = seconds(yardstick), seconds(work), seconds(yardstick)
+            found.append(2 * taken / (before + after))
+        return min(found)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -501,13 +501,16 @@ def test_images_of_unknown_class_can_be_explained_with_a_verdict(run, cells, tmp
     assert len(list((tmp_path / "gradcam_outputs").iterdir())) == 1
 
 
-def test_help_answers_in_under_half_a_second():
-    def seconds() -> float:
+def test_help_answers_about_as_soon_as_what_it_is_written_with():
+    def seconds(*command: str) -> float:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "cervicyte", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
         return time.perf_counter() - began
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    both = [(seconds("-m", "cervicyte", "--help"), seconds("-c", "import typer, rich")) for _ in range(5)]
+    ours, theirs = map(min, zip(*both, strict=True))
+    # 0.3 s and 0.15 s on a quiet machine; to import numpy and OpenCV takes 0.3 s more, torch 2 s.
+    assert ours < 3.5 * theirs
 
 
 def test_a_model_saved_by_us_loads_in_the_original_notebook(tmp_path):
