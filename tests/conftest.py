@@ -79,7 +79,7 @@ def in_yardsticks(work: Callable[[], object], tries: int = 3) -> float:
         return time.process_time() - began
 
     def yardstick() -> None:
-        values = np.full((512, 512, 3), 0.5, np.float32)
+        values: np.ndarray = np.full((512, 512, 3), 0.5, np.float32)
         for _ in range(20):
             values = cv2.GaussianBlur(np.exp(-values), (0, 0), 3)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -99,6 +100,17 @@ def test_statistics_are_what_they_are_called_by_hand():
     assert found["focus"] == pytest.approx(
         np.log10((laplacian - 4 * inside).var() / luminance.var()), abs=0.03
     )
+
+
+@given(height=st.integers(1, 30), width=st.integers(1, 30), low=st.integers(0, 255), seed=st.integers(0, 9))
+def test_light_and_spread_are_numpys_of_the_same_grey(height, width, low, seed):
+    image = np.random.default_rng(seed).integers(low, 256, (height, width, 3), dtype=np.uint8)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    found = dict(zip(STATISTICS, image_statistics(image), strict=True))
+    assert found["background"] == pytest.approx(np.percentile(grey, 95), rel=1e-12)
+    assert found["lightness"] == pytest.approx(grey.mean(), rel=1e-12)
+    edges = cv2.Laplacian(grey, cv2.CV_64F).var() / max(grey.var(), 1)
+    assert found["focus"] == pytest.approx(np.log10(max(edges, 1e-6)), abs=1e-9)
 
 
 # --- the distance of features --------------------------------------------------------------------

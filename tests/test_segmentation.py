@@ -64,8 +64,9 @@ def test_noise_is_no_crash():
     assert found is None or found.nucleus.shape == (70, 50)
 
 
-def test_a_crop_takes_less_than_three_hundredths_of_a_second_on_a_quiet_machine(drawn):
-    assert in_yardsticks(lambda: [segment(cell.image) for cell in drawn]) < 0.03 * len(drawn) / 0.15
+def test_nuclei_are_found_about_as_fast_as_when_that_was_measured(drawn):
+    # 5 to 11 as it was measured, on two machines: 0.02 to 0.03 s a crop.
+    assert in_yardsticks(lambda: [segment(cell.image) for cell in drawn]) < 20
 
 
 def test_the_documentation_has_the_counts_of_the_crops_judged_by_eye():

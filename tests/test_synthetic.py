@@ -212,10 +212,10 @@ def test_too_few_cells_and_negative_seeds_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hundred_cells_take_less_than_four_seconds_of_one_core_of_a_quiet_machine(tmp_path: Path) -> None:
+def test_a_hundred_cells_are_drawn_about_as_fast_as_when_that_was_measured(tmp_path: Path) -> None:
     folders = (tmp_path / str(number) for number in range(3))
-    # 500 in 20 s is 100 in 4 s.
-    assert in_yardsticks(lambda: write_dataset(next(folders), cells=100, seed=0)) < 4 / 0.15
+    # 20 at most as it was measured, 3 s of a slow core: 500 cells in 15 s, where 20 s are to be enough.
+    assert in_yardsticks(lambda: write_dataset(next(folders), cells=100, seed=0)) < 40
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -91,11 +91,13 @@ class FeatureSpace:
             )
         features = unit_length(features)
         directions = self.directions.astype(np.float64)
+        within_of_features = features @ directions.T
         *along, others = self.variances.astype(np.float64)
+        means = self.means.astype(np.float64)
         squares = []
-        for mean in self.means.astype(np.float64):
-            away = features - mean
-            within = away @ directions.T
+        # Once for all classes: the product is what this takes longest for.
+        for mean, within_of_mean in zip(means, means @ directions.T, strict=True):
+            away, within = features - mean, within_of_features - within_of_mean
             outside = np.maximum((away**2).sum(1) - (within**2).sum(1), 0)
             squares.append((within**2 / along).sum(1) + outside / others)
         return np.sqrt(np.min(squares, axis=0) / features.shape[1])

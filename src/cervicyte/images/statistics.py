@@ -24,14 +24,24 @@ def image_statistics(image: np.ndarray) -> tuple[float, ...]:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     height, width = grey.shape
     density = [-np.log10((value + 1) / 256) for value in cv2.mean(image)[:3]]
-    sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var()) / max(float(grey.var()), 1.0)
+    (lightness,), (contrast,) = cv2.meanStdDev(grey)
+    _, (edges,) = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))
+    sharpness = float(edges[0] ** 2 / max(contrast[0] ** 2, 1.0))
     return (
         float(height * width) ** 0.5,
-        float(grey.mean()),
-        float(np.percentile(grey, 95)),
+        float(lightness[0]),
+        _percentile(grey, 95),
         float(density[1] - density[0]),
         float(np.log10(max(sharpness, 1e-6))),
     )
+
+
+def _percentile(values: np.ndarray, percent: float) -> float:
+    """Return `np.percentile` of uint8, by counting: several times as fast."""
+    up_to = np.cumsum(np.bincount(values.ravel(), minlength=256))
+    place = (values.size - 1) * (percent / 100)
+    below, above = np.searchsorted(up_to, [int(place), min(int(place) + 1, values.size - 1)], side="right")
+    return float(below + (above - below) * (place - int(place)))
 
 
 def background_of(image: np.ndarray) -> np.ndarray:
