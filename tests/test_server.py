@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import os
 import re
@@ -118,6 +120,24 @@ def test_a_line_that_cannot_be_logged_takes_no_text_along(capfd):
         LOGGER.removeHandler(handler)
     written = capfd.readouterr()
     assert "Maria" not in written.out + written.err
+
+
+def test_a_task_that_nobody_waits_for_fails_without_its_text(model_path, capfd, caplog):
+    async def fail() -> None:
+        raise ValueError("PATIENT Maria Muster")
+
+    async def serve_and_fail() -> None:
+        app = server.build_app(model_path)
+        async with app.router.lifespan_context(app):
+            task = asyncio.create_task(fail())
+            await asyncio.wait([task])
+            del task
+            gc.collect()
+
+    asyncio.run(serve_and_fail())
+    written = capfd.readouterr()
+    assert "Maria" not in written.out + written.err + caplog.text
+    assert re.search(r"ValueError in test_server\.py:\d+", caplog.text)
 
 
 @pytest.mark.parametrize("root_path", ["cells", "/cells/", "/"])

@@ -125,6 +125,7 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def with_what_is_kept(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(_log_failure_of_loop)
         with private_folder(uploads), contextlib.closing(events.sessions), contextlib.closing(batcher):
             sweeping = asyncio.create_task(forget_in_time())
             yield
@@ -220,6 +221,15 @@ def _keep_texts_from_gradios_log() -> None:
             vars(module).update(traceback=PlaceOnly())
             if name in ("gradio.queueing", "gradio.routes"):  # what answers requests
                 vars(module).update(print=lambda *ignored, **also_ignored: None)
+
+
+def _log_failure_of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what failed with nobody waiting for it; by default its text would be printed."""
+    error = context.get("exception")
+    if error is None:
+        LOGGER.error("%s", context["message"])  # asyncio's own words
+    else:
+        log_failure(error)
 
 
 def _file_or_problem(path: Path | None, name: str, media_type: str, missing: str) -> Response:
