@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -464,10 +465,16 @@ def test_inspect_says_by_its_status_whether_there_are_findings(cells, tmp_path):
 # --- compare, explain, and the door itself -------------------------------------------------------
 
 
-def test_a_run_compared_with_itself_differs_by_nothing(run):
-    result = cervicyte("compare", run, run)
+def test_a_run_compared_with_its_copy_differs_by_nothing(run, tmp_path):
+    assert "named twice" in one_sentence(cervicyte("compare", run, run))
+    copy = shutil.copy(run / "test_predictions.csv", tmp_path / "copy.csv")
+    result = cervicyte("compare", run, copy)
     assert result.exit_code == 0, result.output
-    assert "0.0000" in result.output
+    first, second = result.output.split(f"{copy}: ")
+    assert "p = " not in first
+    assert re.search(r"Accuracy  [\d.]+ \[[\d., ]+\], \+0\.0 \[\+0\.0, \+0\.0\], p = 1\n", second)
+    assert re.search(r"Macro F1  [\d.]+ \[[\d., ]+\], \+0\.0 \[\+0\.0, \+0\.0\]\n", second)
+    assert result.output.strip().endswith(RESEARCH_USE_ONLY)
 
 
 def test_explain_leaves_maps_of_unseen_cells_of_each_class(run, cells, tmp_path):

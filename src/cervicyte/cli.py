@@ -414,12 +414,17 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="CSV file that takes the table as well.")] = None,
 ) -> None:
     """Compare runs over the same test cells, paired, with intervals of the differences."""
+    from cervicyte.evaluation.cross_validation_page import comparison_text
     from cervicyte.evaluation.tables import comparison_table, read_predictions, write_table
 
+    twice = [run for place, run in enumerate(runs) if run in runs[:place]]
+    if twice:
+        raise UsageError(f"{twice[0]}: is named twice; name each run once, the one to compare with first.")
     table = comparison_table({str(run): read_predictions(run) for run in runs})
     if out is not None:
         write_table(table, out)
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    typer.echo(comparison_text(table.to_dict("records")))
+    typer.echo(RESEARCH_USE_ONLY)
 
 
 @app.command("cross-validate")

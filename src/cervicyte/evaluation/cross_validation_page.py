@@ -52,6 +52,24 @@ def interval_text(figure: Mapping[str, float | None], name: str = "", signed: bo
     return f"{number_text(value, name, signed)} [{', '.join(ends)}]"
 
 
+def comparison_text(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """Return the rows of `tables.comparison_table` for a terminal of any width."""
+
+    def figure(row: Mapping[Any, Any], name: str) -> dict[str, float | None]:
+        return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+
+    lines = ["In percent, with 95 % intervals; differences from the first run in points."]
+    for number, row in enumerate(rows):
+        lines.append(f"{row['run']}: {row['cells']:,} cells")
+        for name in ("accuracy", "macro_f1"):
+            line = f"  {title_of_figure(name):9} {interval_text(figure(row, name))}"
+            if number:
+                line += f", {interval_text(figure(row, f'{name}_difference'), signed=True)}"
+                line += f", p = {row['p_value']:.2g}" if name == "accuracy" else ""
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def cross_validation_page(content: Mapping[str, Any]) -> str:
     """Return the content of `cross_validation.json` as Markdown."""
     figures, names, context = content["figures"], content["class_names"], content["context"]
