@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -433,11 +434,17 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
     if loss is None:
         lines += [f"Its loss on held-out groups: **not run**: `{INT8_LOSS_COMMAND}`.", ""]
     else:
+        low, high = (100 * end for end in loss["loss_interval"])
         lines += [
-            f"On {loss['cells']:,} cells in groups that the folds' networks had not seen: "
-            f"{loss['accuracy']['float32']:.2%} are called rightly in float32 and "
-            f"{loss['accuracy']['int8']:.2%} in int8; no probability moves by more than "
-            f"{loss['largest_change_of_a_probability']:.3f}.",
+            f"Its loss on cells of SIPaKMeD: of {loss['cells']:,} in groups that the networks of "
+            f"{counted(len(loss['folds']), 'fold')} had not seen, {loss['accuracy']['float32']:.2%} are "
+            f"called rightly in float32 and {loss['accuracy']['int8']:.2%} in int8, a loss of "
+            f"{100 * loss['loss']:.2f} points [{low:.2f}, {high:.2f}]; "
+            f"the bound is {100 * loss['bounds']['loss']:.1f}. {loss['cells_with_another_class']} cells get "
+            "another class. No uncalibrated probability moves by more than "
+            f"{loss['largest_change_of_a_probability']:.3f} (99 in 100 by less than "
+            f"{loss['change_of_a_probability_99th_percentile']:.3f}); the bound is "
+            f"{loss['bounds']['change_of_a_probability']:g}.",
             "",
             origin(loss),
             "",

@@ -4,8 +4,9 @@ python benchmarks/precision_loss.py FOLDS --data DATA --out benchmarks/results/p
 
 FOLDS is the folder of a cross-validation by group: each fold's network answers for its own test part, by
 OpenVINO in float32 and at the precision asked for. The loss is the difference of the shares of cells called
-rightly over all folds; beside it stand how many cells get another class, and the largest change of any
-probability. `int8` is calibrated on cells that trained the fold's network.
+rightly over all folds that are there, with an interval from drawing whole groups; beside it stand how many
+cells get another class, and the largest change of any probability. `int8` is calibrated on cells that trained
+the fold's network.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cervicyte.inference.choice import graph_of
 from cervicyte.inference.engines import INT8, Engine, OpenVinoEngine
 from cervicyte.inference.quantise import quantised
 from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.metrics import group_bootstrap
 from cervicyte.network.model_file import load_model_file
 from cervicyte.provenance import provenance, write_json
 from cervicyte.training.cells import load_cells
@@ -49,7 +51,7 @@ def main() -> None:
     precision: str = arguments.precision
     dataset = read_dataset(arguments.data)
     right: dict[str, list[np.ndarray]] = {"float32": [], precision: []}
-    other_class, changes, folds = 0, [], []
+    other_class, changes, folds, groups = 0, [], [], []
     for run in sorted(arguments.folds.glob("fold_*")):
         model = load_model_file(run / "best_model.pth")
         cells = cells_of(read_split(run / "split.csv"), dataset, "test")
@@ -71,10 +73,13 @@ def main() -> None:
             right[name].append(logits.argmax(1) == truth)
         other_class += int(np.sum(found["float32"].argmax(1) != found[precision].argmax(1)))
         changes.append(np.abs(softmax(found["float32"]) - softmax(found[precision])).max(1))
+        groups += [cell.group for cell in cells]
         folds.append({"fold": run.name, "cells": len(cells)})
         print(run.name, {name: float(values[-1].mean()) for name, values in right.items()}, flush=True)
     accuracy = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
     change = np.concatenate(changes)
+    lost = np.concatenate(right["float32"]).astype(float) - np.concatenate(right[precision])
+    drawn = group_bootstrap(groups, lambda weights: (weights @ lost / weights.sum(1))[:, np.newaxis])
     figures: dict[str, Any] = {
         "engine": "openvino",
         "precision": precision,
@@ -82,6 +87,7 @@ def main() -> None:
         "folds": folds,
         "accuracy": accuracy,
         "loss": accuracy["float32"] - accuracy[precision],
+        "loss_interval": [float(drawn.low[0]), float(drawn.high[0])],
         "cells_with_another_class": other_class,
         "largest_change_of_a_probability": float(change.max()),
         "change_of_a_probability_99th_percentile": float(np.percentile(change, 99)),
