@@ -37,7 +37,7 @@ from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.intake import Arrived
 from cervicyte.dashboard.markup import SHOWN_SIDE
 from cervicyte.dashboard.model_view import model_html
-from cervicyte.dashboard.reading import Reading, reading_html, summary_html
+from cervicyte.dashboard.reading import AnotherCell, Reading, reading_html, summary_html
 from cervicyte.dashboard.reading_log import ReadingLog
 from cervicyte.dashboard.results import schema
 from cervicyte.dashboard.worklist import Entry, Worklist, filter_html, worklist_html
@@ -192,11 +192,13 @@ def test_the_files_of_one_upload_are_bounded_together_before_and_while_they_come
         # A browser that goes away in the middle leaves nothing on the disk.
         uploaded(app, HEAD_OF_FILE, piece, type="http.disconnect")
         assert lying() == before
-        monkeypatch.setattr(uploads, "MAX_UPLOADS_TOGETHER_MB", 0)
-        response = client.post("/gradio_api/upload", files=content[:1])
-        assert response.status_code == 503
-        assert response.headers["retry-after"]
-        assert lying() == before
+        for bound in ("MAX_LYING_MB", "MAX_UPLOADS_TOGETHER_MB"):
+            with monkeypatch.context() as full:
+                full.setattr(uploads, bound, 0)
+                response = client.post("/gradio_api/upload", files=content[:1])
+            assert response.status_code == 503
+            assert response.headers["retry-after"]
+            assert lying() == before
 
 
 def test_uploads_lie_in_a_private_folder_that_goes_with_the_server(classifier, tmp_path):
@@ -275,6 +277,15 @@ def test_a_damaged_archive_is_answered_by_a_sentence(tmp_path, damage):
     assert found.error.endswith(".")
     assert str(tmp_path) not in found.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_in_no_encoding_cost_an_archive_alone(tmp_path):
+    content = zipped(tmp_path / "cells.zip", {"\u00e4.png": png()}).read_bytes()
+    (tmp_path / "cells.zip").write_bytes(content.replace("\u00e4".encode(), b"\xff\xff"))
+    (tmp_path / "cell.png").write_bytes(png())
+    damaged, cell = intake.arrivals([tmp_path / "cells.zip", tmp_path / "cell.png"])
+    assert "is damaged or locked inside its archive" in damaged.error
+    assert cell.content == png()
 
 
 def test_more_images_than_there_is_room_for_are_left_out_in_one_sentence(tmp_path):
@@ -676,7 +687,7 @@ def test_a_reading_comes_before_the_answer_and_names_no_file(classifier, reading
     assert "a_Parabasal" not in text
     assert " %" not in text  # no probability
     assert text.count('type="radio"') == len(CLASSES) + 1
-    reading.record(classifier, "Parabasal", "small", set(), None)
+    reading.record(classifier, "0", "Parabasal", "small", set(), None)
     text = reading_html(reading, classifier.class_names)
     assert "a_Parabasal" in text
     assert html.escape(reading.taken[0].entry.prediction.class_name) in text
@@ -684,31 +695,45 @@ def test_a_reading_comes_before_the_answer_and_names_no_file(classifier, reading
 
 
 def test_a_reading_cannot_be_made_again_while_the_answer_is_shown(classifier, reading):
-    reading.record(classifier, "Parabasal", "", set(), None)
-    reading.record(classifier, "Koilocytotic", "", set(), None)
+    reading.record(classifier, "0", "Parabasal", "", set(), None)
+    reading.record(classifier, "0", "Parabasal", "", set(), None)  # sent twice
+    with pytest.raises(AnotherCell):
+        reading.record(classifier, "0", "Koilocytotic", "", set(), None)
     assert [one.label for one in reading.taken] == ["Parabasal"]
     reading.revealed = False
     assert "Cell 2 of 2" in reading_html(reading, classifier.class_names)
 
 
+def test_a_reading_of_another_cell_than_the_next_is_not_kept(classifier, reading, tmp_path):
+    """A tab that was duplicated shows the same list."""
+    log = ReadingLog(tmp_path / "readings.sqlite")
+    reading.record(classifier, "0", "Parabasal", "in one tab", set(), log)
+    reading.revealed = False
+    with pytest.raises(AnotherCell, match="was not kept"):
+        reading.record(classifier, "0", "Koilocytotic", "in the other", set(), log)
+    assert [one.remark for one in log.rows()] == ["in one tab"]
+    assert len(reading.taken) == 1
+    assert 'name="cell" value="1"' in reading_html(reading, classifier.class_names)
+
+
 def test_what_was_seen_before_does_not_count_as_blind(classifier, reading):
     seen = {reading.cells.entries[0].sha256}
-    for _ in range(2):
-        reading.record(classifier, "Parabasal", "", seen, None)
+    for cell in "01":
+        reading.record(classifier, cell, "Parabasal", "", seen, None)
         reading.revealed = False
     assert [one.blind for one in reading.taken] == [False, True]
     assert reading.agreement().cells == 1
 
 
 def test_a_cell_without_a_class_counts_as_read_but_not_as_agreement(classifier, reading):
-    reading.record(classifier, "no such class", "folded", set(), None)
+    reading.record(classifier, "0", "no such class", "folded", set(), None)
     assert (reading.taken[0].label, reading.agreement().cells) == ("", 0)
     assert "You gave no class" in reading_html(reading, classifier.class_names)
 
 
 def test_readings_are_kept_in_the_log_if_there_is_one(classifier, reading, tmp_path):
     log = ReadingLog(tmp_path / "readings.sqlite")
-    reading.record(classifier, "Parabasal", "small", set(), log)
+    reading.record(classifier, "0", "Parabasal", "small", set(), log)
     (row,) = log.rows()
     assert (row.label, row.remark, row.blind) == ("Parabasal", "small", True)
     assert row.image_sha256 == reading.taken[0].entry.sha256
@@ -717,7 +742,7 @@ def test_readings_are_kept_in_the_log_if_there_is_one(classifier, reading, tmp_p
 
 
 def test_readings_leave_as_a_table(classifier, reading):
-    reading.record(classifier, "Parabasal", '=1+1, "quoted"\nand more', set(), None)
+    reading.record(classifier, "0", "Parabasal", '=1+1, "quoted"\nand more', set(), None)
     (row,) = csv.DictReader(io.StringIO(reading.csv(classifier)))
     assert row["remark"] == '\'=1+1, "quoted"\nand more'
     assert row["notice"] == RESEARCH_USE_ONLY

@@ -342,9 +342,19 @@ def test_an_answer_that_was_listed_counts_as_seen_when_the_list_is_cleared(class
         list(asked.read_samples(KEY))
         asked.clear(KEY)
         list(asked.samples_to_read(KEY))
-        said = asked.record(KEY, CLASSES[0], "")
+        said = asked.record(KEY, "0", CLASSES[0], "")
         assert "does not count as blind" in said[events.READING]
         assert not asked.sessions.of(KEY).reading.taken[0].blind
+
+
+def test_who_reads_in_a_second_tab_is_told_and_shown_the_cell_that_is_next(classifier, tmp_path, samples):
+    with pages(classifier, tmp_path, samples) as asked:
+        list(asked.samples_to_read(KEY))
+        asked.record(KEY, "0", CLASSES[0], "")
+        asked.next_to_read(KEY)
+        said = asked.record(KEY, "0", CLASSES[1], "")
+        assert "was not kept" in said[events.READ_PROGRESS]
+        assert 'name="cell" value="1"' in said[events.READING]
 
 
 def test_a_reading_that_cannot_be_kept_leaves_what_the_reader_entered(
@@ -358,10 +368,10 @@ def test_a_reading_that_cannot_be_kept_leaves_what_the_reader_entered(
 
         with monkeypatch.context() as full:
             full.setattr(Reading, "record", fail)
-            said = asked.record(KEY, CLASSES[0], "a remark")
+            said = asked.record(KEY, "0", CLASSES[0], "a remark")
         assert "The disk is full." in said.pop(events.READ_PROGRESS)
         assert said == {}
-        said = asked.record(KEY, CLASSES[0], "a remark")
+        said = asked.record(KEY, "0", CLASSES[0], "a remark")
         assert "disk" not in said[events.READ_PROGRESS]
         assert "Next cell" in said[events.READING]
 
@@ -440,7 +450,7 @@ def test_a_reloaded_page_shows_list_cell_and_reading_as_they_were(classifier, tm
         list(asked.read_samples(KEY))
         shown = asked.open_first(KEY)
         list(asked.samples_to_read(KEY))
-        asked.record(KEY, CLASSES[0], "small")
+        asked.record(KEY, "0", CLASSES[0], "small")
         (again,) = asked.opened(KEY, True, "page 2")
         assert again[events.ANSWER] == shown[events.ANSWER]
         assert again[events.LISTED].count("data-open") == 3

@@ -84,8 +84,8 @@ def test_outside_the_api_an_address_that_is_not_there_is_a_problem_too(gated, pa
 
 
 def test_gradios_own_errors_stay_as_its_script_reads_them(gated):
-    response = gated.get("/gradio_api/file=/etc/passwd", headers=BEARER)
-    assert response.status_code == 403
+    response = gated.post("/gradio_api/upload", headers=BEARER, content=b"no form")
+    assert response.status_code == 400
     assert response.headers["content-type"] == "application/json"
 
 

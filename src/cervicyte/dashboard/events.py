@@ -41,7 +41,7 @@ from cervicyte.dashboard.overlays import (
     overlays_html,
 )
 from cervicyte.dashboard.overlays import progress_html as overlays_progress_html
-from cervicyte.dashboard.reading import reading_html, summary_html
+from cervicyte.dashboard.reading import AnotherCell, reading_html, summary_html
 from cervicyte.dashboard.reading_log import LONGEST_REMARK, ReadingLog
 from cervicyte.dashboard.session import NO_MEMORY, NOT_KEPT, NOT_OPENED, Full, Gone, Session, Sessions
 from cervicyte.dashboard.worklist import Entry, Worklist, progress_html, worklist_html
@@ -496,12 +496,14 @@ class Events:
         }
 
     @of_session(READING)
-    def record(self, session: Session, label: str, remark: str) -> Changes:
+    def record(self, session: Session, cell: str, label: str, remark: str) -> Changes:
         """Keep what the reader says of a cell, and reveal the answer."""
         session.note_seen()
         reading = session.reading
         try:
-            reading.record(self.classifier, label, remark[:LONGEST_REMARK], session.seen, self._log)
+            reading.record(self.classifier, cell, label, remark[:LONGEST_REMARK], session.seen, self._log)
+        except AnotherCell as error:
+            return {READ_PROGRESS: error_html(str(error)), **self._reading(session)}
         except CervicyteError as error:
             return {READ_PROGRESS: error_html(str(error))}  # what the reader entered stays
         return {READ_PROGRESS: progress_html(reading.cells), **self._reading(session)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
+from cervicyte.dashboard.uploads import PLACE
 from cervicyte.errors import CervicyteError
 from cervicyte.images.reader import sniff_format
 from cervicyte.inference.sources import Source, sources_of
@@ -49,6 +51,9 @@ def arrivals(uploads: Iterable[Path], room: int = MAX_CELLS) -> Iterator[Arrived
     finally:
         for upload in uploads:
             upload.unlink(missing_ok=True)
+            if PLACE.fullmatch(upload.parent.name):
+                with contextlib.suppress(OSError):
+                    upload.parent.rmdir()
 
 
 def _sources_of(upload: Path) -> Iterator[Arrived]:
@@ -64,7 +69,7 @@ def _sources_of(upload: Path) -> Iterator[Arrived]:
             yield from map(_member, sources_of([str(named_so)]))
         finally:
             named_so.unlink(missing_ok=True)
-    except (CervicyteError, OSError) as error:
+    except (CervicyteError, OSError, ValueError) as error:
         # Where the server puts uploads is nobody's business.
         said = str(error).replace(f"{upload.parent}/", "")
         yield Arrived(upload.name, error=said)

@@ -7,6 +7,10 @@ MAX_UPLOAD_MB = 50
 MAX_UPLOADS_MB = 250
 """Bound for all files that a page sends in one request, which lie on the disk until they are read."""
 MAX_UPLOADS_TOGETHER_MB = 1000  # that are on their way from all pages at once
+MAX_LYING_MB = 2000  # of uploads that lie on the disk and are not read yet
+SECONDS_LYING = 3600
+"""That an upload lies there at most, however slowly it is read."""
+MAX_QUESTION_MB = 2  # of a page's question; files are sent before it, and it names them
 MAX_PIXELS = 20_000_000
 """Bound for one image, height times width; a whole SIPaKMeD field has 3.1 million."""
 MAX_EXPLAINED_PIXELS = 5_000_000

@@ -17,7 +17,7 @@ from cervicyte.dashboard import events as happens
 from cervicyte.dashboard.downloads import SAVES
 from cervicyte.dashboard.events import Changes, Events
 from cervicyte.dashboard.intake import MAX_CELLS
-from cervicyte.dashboard.limits import HOW_LONG, MAX_UPLOAD_MB
+from cervicyte.dashboard.limits import HOW_LONG, MAX_UPLOAD_MB, SECONDS_LYING
 from cervicyte.dashboard.model_view import model_html
 from cervicyte.dashboard.reading import NOTHING_TO_READ, summary_html
 from cervicyte.dashboard.session import Session
@@ -43,7 +43,7 @@ OPENED = "() => [window.cervicyte.key(), window.cervicyte.hadCells()]"
 def build_page(events: Events, model_name: str) -> gr.Blocks:
     """Return the page; `model_name` is how it names the model."""
     classifier, pictures = events.classifier, list(events.pictures.values())
-    with gr.Blocks(title="Cervicyte", analytics_enabled=False, delete_cache=(60, 60)) as page:
+    with gr.Blocks(title="Cervicyte", analytics_enabled=False, delete_cache=(60, SECONDS_LYING)) as page:
         bridge = part("", js_on_load=BRIDGE, elem_id="bridge")
         key = part("", elem_id="key")  # filled in by the browser with every question
         parts: dict[str, Any] = {
@@ -147,7 +147,7 @@ def _listen(page: gr.Blocks, events: Events, bridge: Any, key: Any, parts: dict[
     bridge.clear(at_once(events.clear), key, **quiet)
     to_read.upload(of_files(events.uploads_to_read), [key, to_read], **quiet)
     bridge.drawn(bit_by_bit(events.samples_to_read), key, **quiet)
-    bridge.record(at_once(events.record, "label", "remark"), key, **quiet)
+    bridge.record(at_once(events.record, "cell", "label", "remark"), key, **quiet)
     bridge.next(at_once(events.next_to_read), key, **quiet)
     bridge.save(at_once(events.save, "what", "of"), key, **often)
     bridge.overlays(bit_by_bit(events.overlays), key, **{**quiet, "concurrency_limit": None})

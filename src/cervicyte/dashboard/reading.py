@@ -13,13 +13,22 @@ from cervicyte.dashboard.limits import HOW_LONG
 from cervicyte.dashboard.markup import picture, smaller
 from cervicyte.dashboard.reading_log import FORMULA_SIGNS, Agreement, ReadingLog, agreement_of
 from cervicyte.dashboard.worklist import Entry, Worklist
+from cervicyte.errors import UsageError
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.explanation.panels import percent
 from cervicyte.inference.classifier import Classifier
 from cervicyte.pages import counted, table
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
+ANOTHER_CELL = (
+    "This reading was not kept: the list has gone on in another tab, where the cell was read already; go on "
+    "with what is shown now."
+)
 CANNOT_SAY = ""  # the label of a cell that is none of the classes, or cannot be told
+
+
+class AnotherCell(UsageError):
+    """A reading is of a cell that was read already."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,19 @@ class Reading:
         return [one for one in self.cells.entries if one.prediction is not None and one.key not in done]
 
     def record(
-        self, classifier: Classifier, label: str, remark: str, seen: set[str], log: ReadingLog | None
+        self,
+        classifier: Classifier,
+        cell: str,
+        label: str,
+        remark: str,
+        seen: set[str],
+        log: ReadingLog | None,
     ) -> None:
         """Keep what the reader says of the next cell, and reveal the answer.
 
         Args:
             classifier: that answered.
+            cell: the key of the cell that the reader saw.
             label: a class, or `CANNOT_SAY`; others are taken for the latter.
             remark: the reader's.
             seen: hashes of the files whose answers this page has shown.
@@ -75,13 +91,17 @@ class Reading:
 
         Raises:
             UsageError: the remark is too long.
+            AnotherCell: the cell was read already: two tabs may show one list.
             ReadingLogError: the log cannot be written; nothing is kept then.
         """
-        if self.revealed or not self.waiting:
-            return
+        label = label if label in classifier.class_names else CANNOT_SAY
+        last = self.taken[-1] if self.revealed else None
+        if last and (str(last.entry.key), last.label, last.remark) == (str(cell), label, remark):
+            return  # sent twice
+        if self.revealed or not self.waiting or str(cell) != str(self.waiting[0].key):
+            raise AnotherCell(ANOTHER_CELL)
         entry = self.waiting[0]
         assert entry.prediction is not None
-        label = label if label in classifier.class_names else CANNOT_SAY
         blind = entry.sha256 not in seen | {one.entry.sha256 for one in self.taken}
         if log is not None:
             model = classifier.weights_sha256
@@ -147,6 +167,7 @@ def reading_html(reading: Reading, class_names: tuple[str, ...]) -> str:
     return (
         f'<section class="read-one card" aria-label="Cell to be read">{_head(reading, entry)}'
         f'<div class="read-grid">{_stage(entry)}<form data-send="record" aria-label="Your reading">'
+        f'<input type="hidden" name="cell" value="{entry.key}">'
         f'<fieldset><legend>What is it?</legend>{options}</fieldset><label class="remark">Remark '
         '<textarea name="remark" rows="3" maxlength="4000"></textarea></label>'
         '<button type="submit" class="main-action">Record and reveal</button>'

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -52,6 +53,7 @@ from cervicyte.dashboard.events import Events
 from cervicyte.dashboard.limits import MAX_UPLOAD_MB
 from cervicyte.dashboard.monitoring import Monitor
 from cervicyte.dashboard.page import build_page
+from cervicyte.dashboard.page_gate import PageGate
 from cervicyte.dashboard.problems import ProblemError
 from cervicyte.dashboard.reading_log import ReadingLog
 from cervicyte.dashboard.styles import CSS, HEAD, THEME
@@ -109,6 +111,7 @@ def build_app(
         UsageError: it has no such head.
     """
     _keep_texts_from_gradios_log()
+    vars(gr.route_utils).update(GradioUploadFile=UploadOfItsOwn)
     classifier = Classifier.from_file(model_path, engine=engine, precision=precision, head=head)
     # The folder names the run; its parents are nobody's business.
     name = "/".join(Path(model_path).resolve().parts[-2:])
@@ -139,7 +142,8 @@ def build_app(
         redoc_url=None,
         openapi_url=None,  # the API has its own
     )
-    app.add_middleware(BoundedUploads)
+    app.add_middleware(BoundedUploads, folder=uploads)
+    app.add_middleware(PageGate, uploads=uploads)
     if access.token is not None:
         app.add_middleware(TokenGate, token=access.token, root_path=access.root_path)
     app.add_middleware(OwnNames, names=access.names)
@@ -194,6 +198,18 @@ async def _problem_unless_gradios(request: Request, error: Exception) -> Respons
     if isinstance(error, HTTPException) and "/gradio_api/" in request.url.path:  # its script reads its own
         return await http_exception_handler(request, error)
     return await problem_of(request, error)
+
+
+class UploadOfItsOwn(gr.route_utils.GradioUploadFile):
+    """An upload whose place nobody else's has: Gradio puts files of equal content into the same place.
+
+    The first page to read such a file would remove it from the others.
+    """
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        """Begin an upload; its place is called after all that is hashed."""
+        super().__init__(*given, **settings)
+        self.sha.update(secrets.token_bytes(32))
 
 
 class PlaceOnly(ModuleType):

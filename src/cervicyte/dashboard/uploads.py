@@ -6,8 +6,10 @@ folder as abandoned by its lock, which the system lets go with the process, howe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -20,7 +22,7 @@ from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cervicyte.dashboard.access import path_of
-from cervicyte.dashboard.limits import MAX_UPLOADS_MB, MAX_UPLOADS_TOGETHER_MB
+from cervicyte.dashboard.limits import MAX_LYING_MB, MAX_UPLOADS_MB, MAX_UPLOADS_TOGETHER_MB
 from cervicyte.dashboard.problems import ProblemError, busy
 
 try:
@@ -30,6 +32,7 @@ except ImportError:  # Windows: what a killed server leaves is left to the syste
 
 PREFIX = "cervicyte-"
 LOCK = "lock"
+PLACE = re.compile(r"[0-9a-f]{64}")  # how the folder of one upload is called, which Gradio makes
 ROUTES = ("/gradio_api/upload", "/upload")
 # Gradio knows by the middle of it that this is a matter of size (status 413).
 TOO_LARGE = f"The files together exceed the maximum allowed size of {MAX_UPLOADS_MB} MB; send fewer at once."
@@ -42,9 +45,9 @@ class BoundedUploads:
     Gradio bounds each file alone. Of an upload that ends early, too, nothing is left on the disk.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an application."""
-        self.app = app
+    def __init__(self, app: ASGIApp, folder: Path) -> None:
+        """Wrap an application; in the folder uploads lie until they are read."""
+        self.app, self.folder = app, folder
         self.bytes = 0  # of all uploads that are on their way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +60,8 @@ class BoundedUploads:
         if size > MAX_UPLOADS_MB << 20:
             await ProblemError(413, TOO_LARGE).response()(scope, receive, send)
             return
-        if self.bytes + size > MAX_UPLOADS_TOGETHER_MB << 20:
+        lying = await asyncio.to_thread(self._bytes_lying)
+        if self.bytes + size > MAX_UPLOADS_TOGETHER_MB << 20 or lying + size > MAX_LYING_MB << 20:
             await busy().response()(scope, receive, send)
             return
         received, is_whole = 0, False
@@ -80,6 +84,13 @@ class BoundedUploads:
             await self.app(scope, counted, send)
         finally:
             self.bytes -= received
+
+    def _bytes_lying(self) -> int:
+        found = 0
+        for file in self.folder.glob("*/*"):
+            with contextlib.suppress(OSError):  # it was read just now
+                found += file.stat().st_size
+        return found
 
 
 def new_folder_name() -> Path:

@@ -66,6 +66,7 @@ class Archive:
             RuntimeError,
             EOFError,
             KeyError,
+            UnicodeDecodeError,
         ) as error:
             raise ValueError(f"is damaged or locked inside its archive ({error})") from error
 
@@ -250,7 +251,7 @@ def _of_file(location: str) -> Iterator[Source]:
     try:
         with open_file(location) as file, zipfile.ZipFile(file) as archive:
             members = sorted(name for name in archive.namelist() if _is_image(name))
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError):  # the last of names in no known encoding
         yield Source(shown(location), location, "", Archive(location))  # a row, which says why
         return
     if not members:
