@@ -127,6 +127,7 @@ def test_only_normalisation_light_and_what_is_usual_change(model):
             assert torch.equal(value, old_state[name]), name
     assert {key for key in new.metadata if new.metadata[key] != model.metadata.get(key)} == {
         "adaptation",
+        "background",  # the light that the new gain is for
         "familiarity",
     }
     assert new.metadata["adaptation"]["of_weights_sha256"] == weights
@@ -143,6 +144,17 @@ def test_the_background_becomes_as_bright_as_in_the_training_laboratory(model, b
     assert max(new.preprocessing.gain) <= LARGEST_GAIN
     assert within.all() == (brightest > 32)  # so dark that no gain suffices
     assert adapted(model, pictures(10), white_point=False).preprocessing == model.preprocessing
+
+
+@pytest.mark.parametrize("brightest", [200, 128])
+def test_to_adapt_once_more_brings_the_light_to_the_training_laboratory_s_again(model, brightest):
+    first = adapted(model, pictures(10, seed=2, brightest=150))
+    again = adapted(first, pictures(10, seed=2, brightest=150))
+    np.testing.assert_allclose(again.preprocessing.gain, first.preprocessing.gain, rtol=1e-3)
+    assert first.preprocessing.gain != model.preprocessing.gain
+    elsewhere = pictures(10, seed=4, brightest=brightest)
+    at_once, by_way = adapted(model, elsewhere), adapted(first, elsewhere)
+    np.testing.assert_allclose(by_way.preprocessing.gain, at_once.preprocessing.gain, rtol=1e-3)
 
 
 def test_what_was_unlike_the_training_cells_is_usual_afterwards(model):
@@ -250,6 +262,27 @@ def test_images_that_cannot_be_read_are_left_out_and_named(model_path, tmp_path)
     assert (content["images"], content["images_found"], len(content["images_unreadable"])) == (3, 7, 4)
 
 
+def test_copies_of_an_image_count_once(model_path, tmp_path):
+    (tmp_path / "some").mkdir()
+    for number in range(6):
+        Image.fromarray(pictures(1, seed=number // 3)[0]).save(tmp_path / "some" / f"{number}.png")
+    result = adapt(model_path, "--images", tmp_path / "some", "--out", tmp_path / "new.pth")
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert (content["images"], content["images_found"], content["images_copied"]) == (2, 6, 4)
+    assert load_model_file(tmp_path / "new.pth").metadata["adaptation"]["images"] == 2
+
+
+def test_images_too_large_together_are_refused_before_the_memory_is_full(
+    model_path, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cervicyte.inference.adapt.MOST_PIXELS", 24 * 30 * 5)
+    result = adapt(model_path, "--images", folder, "--out", tmp_path / "new.pth")
+    assert result.exit_code == 2
+    assert "give fewer, or crops of single cells" in result.output
+    assert not (tmp_path / "new.pth").exists()
+
+
 def test_an_interruption_promises_nothing_that_was_not_kept(model_path, folder, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -289,6 +322,11 @@ def content_of(images=100, largest=0.5, no_cells=0.0, before=0.5):
             content_of(before=0.93, largest=0.9),
             "93% of the images are called Metaplastic beforehand, and 90% of the images are called Parabasal",
         ),
+        (content_of() | {"images_copied": 1}, "1 image is a copy of another"),
+        (content_of() | {"images_copied": 7}, "7 images are copies of others, and count once"),
+        (content_of() | {"model_was_adapted": True}, "The model was adapted before"),
+        (content_of() | {"median_size_px": 1774.0}, "Half of the images are larger than 1774 pixels"),
+        (content_of() | {"median_size_px": 540.0}, None),
         (content_of(no_cells=0.5), "50% of the images do not look like single cervical cells"),
     ],
 )

@@ -205,6 +205,15 @@ def test_few_bright_pixels_are_not_taken_for_the_background():
     assert dict(on.steps(lit))["white point"][10, 10].tolist() == [240, 240, 240]
 
 
+def test_a_gain_goes_before_the_white_point():
+    image = noise(40, 60, seed=3) // 2
+    both = Preprocessing(white_point=True, gain=(0.5, 1.0, 1.1))
+    gained = dict(Preprocessing(gain=both.gain).steps(image))["gain"]
+    white = dict(Preprocessing(white_point=True).steps(gained))["white point"]
+    np.testing.assert_array_equal(dict(both.steps(image))["white point"], white)
+    assert (white != dict(Preprocessing(white_point=True).steps(image))["white point"]).any()
+
+
 def test_the_white_point_moves_nothing():
     on, off = Preprocessing(white_point=True), Preprocessing()
     assert on.placement(91, 200) == off.placement(91, 200)

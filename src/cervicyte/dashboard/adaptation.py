@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import html
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cervicyte.dashboard.batching import Batcher, QueuedClassifier
@@ -107,10 +109,11 @@ def not_adaptable(classifier: Classifier, worklist: Worklist) -> str:
     if len(classifier.methods) < len(cam.METHODS):
         return "A model that is computed without torch, such as an exported graph, cannot be adapted here."
     entries = worklist.answered()
-    if len(entries) < FEWEST_IMAGES:
+    different = len({entry.sha256 for entry in entries})
+    if different < FEWEST_IMAGES:
         return (
             f"This takes {FEWEST_IMAGES} images or more, of all kinds of cells, as fewer say more of the "
-            f"cells at hand than of the laboratory; this list has {len(entries)}."
+            f"cells at hand than of the laboratory; this list has {different}."
         )
     if sum(entry.height * entry.width for entry in entries) > MAX_ADAPTED_PIXELS:
         return (
@@ -149,8 +152,9 @@ def adapt_to_worklist(
     progress.start("Reading images", len(entries))
     known = before.original if before is not None else _shown(entries)
     original = predictions_of(served, entries, known, progress.advance)
-    images = [entry.image() for entry in entries]
-    digest = digest_of(entry.sha256 for entry in entries)
+    once = {entry.sha256: entry for entry in entries}  # a copy says nothing more of the laboratory
+    images = [entry.image() for entry in once.values()]
+    digest = digest_of(once)
     path = folder / f"adapted-{secrets.token_hex(16)}{SAFETENSORS}"
     try:
         model = written(
@@ -171,9 +175,16 @@ def adapt_to_worklist(
         path.unlink(missing_ok=True)
         raise
     said_before, said_after = (summary_of(list(one.values()), served.class_names) for one in (original, own))
-    warnings = warnings_of({"images": len(entries), "before": said_before, "after": said_after})
+    said: dict[str, Any] = {
+        "images": len(once),
+        "images_copied": len(entries) - len(once),
+        "median_size_px": median(math.sqrt(entry.height * entry.width) for entry in once.values()),
+        "model_was_adapted": "adaptation" in served.model.metadata,
+        "before": said_before,
+        "after": said_after,
+    }
     return Adaptation(
-        new, network_bytes, path, len(entries), said_before, said_after, warnings, own, original
+        new, network_bytes, path, len(once), said_before, said_after, warnings_of(said), own, original
     )
 
 

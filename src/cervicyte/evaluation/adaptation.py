@@ -74,11 +74,13 @@ def adapted(
     model = without_other_heads(model)  # theirs would be answers of a network that is no more
     share = share_of(len(images)) if share is None else share
     background = np.median([background_of(image) for image in images], axis=0)
-    preprocessing = model.preprocessing
-    if white_point and model.metadata.get("background"):
-        gain = np.asarray(model.metadata["background"]) / np.maximum(background, 1)
-        gain = np.clip(gain * preprocessing.gain, 1 / LARGEST_GAIN, LARGEST_GAIN)
+    preprocessing, metadata = model.preprocessing, copy.deepcopy(model.metadata)
+    if white_point and metadata.get("background"):
+        wanted = np.asarray(metadata["background"]) * preprocessing.gain
+        gain = np.clip(wanted / np.maximum(background, 1), 1 / LARGEST_GAIN, LARGEST_GAIN)
         preprocessing = preprocessing.model_copy(update={"gain": tuple(float(f"{one:.4f}") for one in gain)})
+        # The light that the new gain brings to what is wanted, so that who adapts once more wants the same.
+        metadata["background"] = [float(one) for one in wanted / preprocessing.gain]
     network = copy.deepcopy(model.network)
     inputs = np.stack([preprocessing(image) for image in images])
     blend_normalisation(network, inputs, preprocessing, share, progress)
@@ -88,7 +90,7 @@ def adapted(
         preprocessing,
         model.epoch,
         model.best_validation_accuracy,
-        copy.deepcopy(model.metadata),
+        metadata,
         dict(model.tensors),
         model.original,
     )

@@ -128,7 +128,7 @@ class Preprocessing(BaseModel):
         if self.gain != NO_GAIN:
             stages.append(("gain", cv2.merge([*map(_times, cv2.split(image), self.gain)])))
         if self.white_point:
-            stages.append(("white point", _white(image)))
+            stages.append(("white point", _white(stages[-1][1])))
         stages.append(("square", self._square(stages[-1][1])))
         if self.denoise:
             stages.append(("denoised", _denoised(stages[-1][1])))

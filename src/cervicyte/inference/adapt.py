@@ -7,6 +7,7 @@ certainty before and after are all there is to see, and they tell when something
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,14 @@ from cervicyte.inference.predict import image_of
 from cervicyte.inference.sources import Source, drawn_sources
 from cervicyte.network.description import SAFETENSORS
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
-from cervicyte.pages import counted
+from cervicyte.pages import agreeing, counted
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
 
 SUFFIXES = (SAFETENSORS, ".pth")
 MOST_IMAGES = 1000  # held in memory; more hardly move what is measured
+MOST_PIXELS = 500_000_000  # of all images, likewise
+FIELD_PIXELS = 1000  # height or width, about: half of the images are larger than any crop of a single cell
 ONE_CLASS = 0.8  # of the images: more in one class is no mix
 NO_CELLS = 0.2  # of the images that are called no single cell
 NAMED = 3  # of the files that cannot be read
@@ -49,19 +52,19 @@ def adapt(
     Args:
         path: the model's file.
         names: of the images, see `sources.sources_of`. Of more than `MOST_IMAGES`, as many are drawn. Those
-            that cannot be read are left out.
+            that cannot be read, and copies of others, are left out.
         out: the new model's file, `.safetensors` or `.pth`; what changed is written beside it as `.json`.
         force: replace a file that is there.
         command: the command line, recorded in the model.
         progress: is told of every step.
 
     Returns:
-        The content of the `.json`: counts, `images_unreadable` (names), `before` and `after`, and `warnings`
-        for people.
+        The content of the `.json`: counts, `images_unreadable` (names), `images_copied`, `before` and
+        `after`, and `warnings` for people.
 
     Raises:
         UsageError: `out` ends otherwise, is the model itself, or is there, or its `.json`, and no `force`; or
-            there are fewer than two images that can be read.
+            there are fewer than two images that can be read, or they are too large together.
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
@@ -74,15 +77,19 @@ def adapt(
             )
     model = load_model_file(path)
     sources, found = drawn_sources(names, MOST_IMAGES)
-    images, digest, unreadable = _read(sources, progress)
+    images, hashes, unreadable = _read(sources, progress)
+    copied = len(sources) - len(unreadable) - len(images)
     before = classified(model, images)
-    new = written(model, images, digest, out, of=path.name, command=command, progress=progress)
+    new = written(model, images, digest_of(hashes), out, of=path.name, command=command, progress=progress)
     content = {
         "notice": RESEARCH_USE_ONLY,
         "model": {"file": path.name, "weights_sha256": weights_hash(model.network)},
         "adapted": {"file": out.name, "weights_sha256": weights_hash(new.network)},
         "images_found": found,
         "images_unreadable": unreadable,
+        "images_copied": copied,
+        "median_size_px": float(np.median([math.sqrt(image[..., 0].size) for image in images])),
+        "model_was_adapted": "adaptation" in model.metadata,
         **{key: value for key, value in new.metadata["adaptation"].items() if key != "of"},
         "before": before,
         "after": classified(new, images),
@@ -127,21 +134,27 @@ def digest_of(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
-def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarray], str, list[str]]:
-    """Return the images, the SHA-256 over the sorted hashes of their files, and names that cannot be read.
+def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarray], set[str], list[str]]:
+    """Return the images that differ, the SHA-256 hashes of their files, and names that cannot be read.
 
     Raises:
-        UsageError: some cannot be read, and fewer than two are left.
+        UsageError: fewer than two are left, or they have more than `MOST_PIXELS` together.
     """
-    images, hashes, unreadable = [], [], []
+    images, hashes, unreadable, pixels = [], set[str](), list[str](), 0
     progress.start("Reading images", len(sources))
     for source in sources:
         digest, image, _ = image_of(source)
         if image is None:
             unreadable.append(source.name)
-        else:
+        elif digest not in hashes:
             images.append(image)
-            hashes.append(digest)
+            hashes.add(digest)
+            pixels += image[..., 0].size
+        if pixels > MOST_PIXELS:
+            raise UsageError(
+                f"{source.name}: with this image they have more than {MOST_PIXELS // 1_000_000} million "
+                "pixels together, which is too much to adapt to; give fewer, or crops of single cells."
+            )
         progress.advance()
     progress.close()
     if len(images) < 2:
@@ -151,7 +164,7 @@ def _read(sources: Sequence[Source], progress: Progress) -> tuple[list[np.ndarra
             f"{counted(len(images), 'image', 'is', 'are')} too few to adapt to{but}; give {FEWEST_IMAGES} or "
             "more."
         )
-    return images, digest_of(hashes), unreadable
+    return images, hashes, unreadable
 
 
 def _first_of(names: Sequence[str]) -> str:
@@ -180,13 +193,26 @@ def warnings_of(content: Mapping[str, Any]) -> list[str]:
     """Return what speaks against the new model, a sentence each.
 
     Args:
-        content: `images`, their number; `before` and `after`, see `summary_of`; `images_unreadable`, names,
-            if some were left out.
+        content: `images`, their number; `before` and `after`, see `summary_of`; and, where they are known,
+            the other counts of `adapt`.
     """
     warnings = []
     if unreadable := content.get("images_unreadable"):
         left_out = counted(len(unreadable), "image", "was", "were")
         warnings.append(f"{left_out} left out, unreadable: {_first_of(unreadable)}.")
+    if copied := content.get("images_copied"):
+        are = counted(copied, "image", "is a copy of another", "are copies of others")
+        warnings.append(f"{are}, and count{agreeing(copied, 's', '')} once.")
+    if content.get("model_was_adapted"):
+        warnings.append(
+            "The model was adapted before, and its statistics are blended once more: adapt the one that it "
+            "was made of."
+        )
+    if content.get("median_size_px", 0) > FIELD_PIXELS:
+        warnings.append(
+            f"Half of the images are larger than {content['median_size_px']:.0f} pixels across, as whole "
+            "fields are: give crops of single cells, which is what the model answers for."
+        )
     images, before, after = content["images"], content["before"], content["after"]
     if images < FEWEST_IMAGES:
         warnings.append(
