@@ -108,7 +108,7 @@ def test_what_the_model_says_of_itself_is_passed_on(classifier):
         "Parabasal", 0.7, {"Parabasal": 0.7, "Koilocytotic": 0.3}, ("Parabasal",), "unlike_training", unlike
     )
     asked = api.Asked(CELL, "cell.png")
-    found = api.answered(asked, "0" * 64, api.Found(None, 3, 4, said, {}, None), "overlay")
+    found = api.answered(asked, "0" * 64, api.Found(None, 3, 4, said), "overlay")
     assert found.prediction_set == ["Parabasal"]
     assert found.verdict == "unlike_training"
     assert found.sentence == said.sentence

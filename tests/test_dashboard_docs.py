@@ -55,6 +55,7 @@ def test_the_limits_on_the_page_are_the_programs():
         f"{limits.MAX_PIXELS // 1_000_000} million pixels",
         f"({limits.MAX_EXPLAINED_PIXELS // 1_000_000} million for maps)",
         f"Up to {limits.MAX_WAITING} images wait",
+        f"of no more than {limits.MAX_EXPLAINED_AT_ONCE} images",
         f"hold {limits.MAX_UPLOADS_MB} MB at most",
         f"on their way {limits.MAX_UPLOADS_TOGETHER_MB:,} MB",
         f"longer than {limits.SHOWN_SIDE:,} pixels",

@@ -16,13 +16,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from serving import CLASSES, api_of, png_of, served, small_classifier
+from PIL import Image
+from serving import CLASSES, api_of, encoded, png_of, served, small_classifier
 
+from cervicyte.dashboard import api
 from cervicyte.dashboard.batching import Asked, Batcher, Busy, Wanted
+from cervicyte.dashboard.limits import MAX_EXPLAINED_PIXELS, SHOWN_SIDE
 from cervicyte.errors import ImageError
 from cervicyte.inference.classifier import Classifier
 
 PREDICT, EXPLAIN = "/api/v1/predict", "/api/v1/explain"
+MAPS = Wanted(CLASSES, "layer4", "grad-cam++")
+JUDGED = Wanted(CLASSES[:1], "layer4", "grad-cam", with_verdict=True)
 CLIENTS = 32
 
 
@@ -241,7 +246,7 @@ def test_who_wants_no_maps_does_not_wait_for_those_of_others(classifier):
     order: list[str] = []
     batcher = Batcher(classifier)
     batcher.ready.wait(60)
-    maps = Asked(png_of(0), "maps", Wanted(CLASSES, "layer4", "grad-cam++"))
+    maps = Asked(png_of(0), "maps", MAPS)
     plain = Asked(png_of(1), "plain")
     for one in (maps, plain):
         one.answer.add_done_callback(functools.partial(_note, order, one.name))
@@ -249,6 +254,155 @@ def test_who_wants_no_maps_does_not_wait_for_those_of_others(classifier):
     maps.answer.result(30)
     batcher.close()
     assert order == ["plain", "maps"]
+
+
+@pytest.fixture
+def judging(classifier, monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Yield an event that says that a verdict has begun, and one until which it is held."""
+    begun, go = threading.Event(), threading.Event()
+    plain = classifier.judge
+
+    def held(*arguments: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return plain(*arguments)
+
+    monkeypatch.setattr(classifier, "judge", held)
+    yield begun, go
+    go.set()
+
+
+def test_a_prediction_overtakes_a_verdict(classifier, judging):
+    begun, go = judging
+    batcher = Batcher(classifier)
+    judged, plain = Asked(png_of(0), "judged", JUDGED), Asked(png_of(1), "plain")
+    batcher.submit([judged])
+    assert begun.wait(30)
+    batcher.submit([plain])
+    assert plain.answer.result(20).verdict is None
+    assert not judged.answer.done()
+    go.set()
+    found = judged.answer.result(30)
+    batcher.close()
+    assert found.verdict is not None
+    assert list(found.maps) == list(JUDGED.classes)
+
+
+def test_who_waits_for_a_verdict_has_a_place_until_it_begins_or_nobody_wants_it(classifier, judging):
+    begun, go = judging
+    batcher = Batcher(classifier, most_waiting=2)
+    first, second, third = (Asked(png_of(seed), f"{seed}", JUDGED) for seed in range(3))
+    batcher.submit([first])
+    assert begun.wait(30)
+    batcher.submit([second, third])
+    waited_for(lambda: len(batcher._aside) == 2)
+    plain = Asked(png_of(3), "plain")
+    with pytest.raises(Busy):
+        batcher.submit([plain])
+    third.answer.cancel()
+    batcher.submit([plain])
+    assert plain.answer.result(20)
+    assert len(batcher._aside) == 1
+    threading.Timer(0.2, go.set).start()
+    batcher.close()
+    assert first.answer.result(1).verdict is not None
+    with pytest.raises(CancelledError):
+        second.answer.result(1)
+
+
+def test_who_is_at_work_has_a_place_for_the_verdict_that_is_to_come(classifier, slow):
+    begun: list[int] = []
+    batcher = Batcher(classifier, most_waiting=1, on_batch=begun.append)
+    batcher.submit([Asked(png_of(0), "judged", JUDGED)])
+    waited_for(lambda: begun)
+    with pytest.raises(Busy):
+        batcher.submit([Asked(png_of(1), "plain")])
+    slow.set()
+    batcher.close()
+
+
+def test_at_the_end_who_is_to_wait_for_a_verdict_is_let_go(classifier, slow):
+    begun: list[int] = []
+    batcher = Batcher(classifier, on_batch=begun.append)
+    judged = Asked(png_of(0), "judged", JUDGED)
+    batcher.submit([judged])
+    waited_for(lambda: begun)
+    threading.Timer(0.2, slow.set).start()
+    batcher.close()
+    with pytest.raises(CancelledError):
+        judged.answer.result(1)
+
+
+def test_a_verdict_on_which_the_program_fails_is_logged_and_harms_no_other(classifier, monkeypatch, caplog):
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("secret of a user")
+
+    monkeypatch.setattr(classifier, "judge", fail)
+    batcher = Batcher(classifier)
+    judged = [Asked(png_of(seed), f"{seed}", JUDGED) for seed in range(2)]
+    batcher.submit([*judged, Asked(b"text", "text", JUDGED)])
+    assert all(isinstance(one.answer.exception(30), RuntimeError) for one in judged)
+    monkeypatch.undo()
+    again = Asked(png_of(0), "again", JUDGED)
+    batcher.submit([again])
+    assert again.answer.result(30).verdict is not None
+    batcher.close()
+    assert caplog.text.count("RuntimeError in test_serving.py") == 2
+    assert "secret" not in caplog.text
+
+
+def test_of_a_large_image_no_more_is_kept_than_is_shown(classifier):
+    large = Image.radial_gradient("L").convert("RGB").resize((2500, MAX_EXPLAINED_PIXELS // 2500))
+    batcher = Batcher(classifier)
+    asked = [Asked(encoded(large, compress_level=1), f"{at}", MAPS) for at in range(4)]
+    batcher.submit(asked)
+    found = [one.answer.result(60) for one in asked]
+    batcher.close()
+    expected = classifier.explain(np.asarray(large), CLASSES, MAPS.layer, MAPS.method)
+    for one in found:
+        assert one.image is not None
+        held = one.image.nbytes + sum(values.nbytes for values in one.maps.values())
+        assert held <= SHOWN_SIDE**2 * (3 + 4 * len(CLASSES))
+        assert (one.height, one.width) == (large.height, large.width)
+        assert {values.shape for values in one.maps.values()} == {one.image.shape[:2]}
+        assert one.highest == pytest.approx(
+            {name: float(values.max()) for name, values in expected.items()}, rel=1e-3
+        )
+
+
+def test_maps_that_are_being_written_leave_room_for_no_more_than_the_bound(classifier, monkeypatch):
+    """The network is free meanwhile: nothing but the bound holds them back."""
+    monkeypatch.setattr(api, "MAX_EXPLAINED_AT_ONCE", 2)
+    go = threading.Event()
+    plain = api.maps_of
+
+    def held(*arguments: Any) -> Any:
+        assert go.wait(30)
+        return plain(*arguments)
+
+    monkeypatch.setattr(api, "maps_of", held)
+    with api_of(classifier) as app, served(app) as address:
+
+        async def flood() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+                sent = [
+                    asyncio.create_task(client.post(EXPLAIN, files={"images": png_of(seed)}))
+                    for seed in range(6)
+                ]
+                while sum(one.done() for one in sent) < 4:
+                    await asyncio.sleep(0.01)
+                assert (await client.post(PREDICT, files={"images": png_of(0)})).status_code == 200
+                go.set()
+                return await asyncio.gather(*sent)
+
+        try:
+            responses = asyncio.run(asyncio.wait_for(flood(), 60))
+        finally:
+            go.set()
+        assert sorted(one.status_code for one in responses) == [200] * 2 + [503] * 4
+        assert all(int(one.headers["retry-after"]) > 0 for one in responses if one.status_code == 503)
+        two = [("images", (f"{seed}.png", png_of(seed))) for seed in range(2)]
+        assert httpx.post(f"{address}{EXPLAIN}", files=two, timeout=60).status_code == 200
 
 
 @pytest.mark.full

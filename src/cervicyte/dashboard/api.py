@@ -37,6 +37,7 @@ from cervicyte import __version__
 from cervicyte.dashboard.batching import Asked, Batcher, Busy, Found, Wanted, log_failure
 from cervicyte.dashboard.limits import (
     MAX_BODIES_MB,
+    MAX_EXPLAINED_AT_ONCE,
     MAX_EXPLAINED_IMAGES,
     MAX_EXPLAINED_PIXELS,
     MAX_IMAGES,
@@ -379,6 +380,8 @@ class Asking:
         with self.bodies.held() as held:
             images = await images_of(request, wanted, held)
             asked = [Asked(content, name, wanted) for name, content in images]
+            if wanted is not None:
+                held.add_explained(len(asked))
             try:
                 self.batcher.submit(asked)
             except Busy:
@@ -451,13 +454,13 @@ def answered(asked: Asked, digest: str, found: Found, shown: str) -> Answered:
 def maps_of(found: Found, wanted: Wanted, shown: str) -> list[Map]:
     """Return the maps as pictures over the image, as numbers, or both."""
     assert found.image is not None
-    scale = max((float(values.max()) for values in found.maps.values()), default=0.0)
+    scale = max(found.highest.values(), default=0.0)
     return [
         Map(
             class_name=name,
             layer=wanted.layer,
             method=wanted.method,
-            highest=float(values.max()),
+            highest=found.highest[name],
             scale=scale,
             overlay_png=png(overlay(found.image, values, scale)) if shown in ("overlay", "both") else None,
             values=numbers(values) if shown in ("values", "both") else None,
@@ -467,20 +470,16 @@ def maps_of(found: Found, wanted: Wanted, shown: str) -> list[Map]:
 
 
 def png(image: np.ndarray) -> str:
-    """Return uint8 [H, W, 3] as PNG in base64, no side longer than `SHOWN_SIDE`."""
-    picture, data = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    picture.save(data, "PNG", compress_level=1)
+    """Return uint8 [H, W, 3] as PNG in base64."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG", compress_level=1)
     return base64.b64encode(data.getvalue()).decode()
 
 
 def numbers(values: np.ndarray) -> Values:
-    """Return float32 [H, W], no side longer than `SHOWN_SIDE`."""
-    picture = Image.fromarray(values)
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    small = np.asarray(picture, "<f4")
-    height, width = small.shape
-    return Values(shape=(height, width), base64=base64.b64encode(small.tobytes()).decode())
+    """Return float32 [H, W] as they go out."""
+    height, width = values.shape
+    return Values(shape=(height, width), base64=base64.b64encode(values.astype("<f4").tobytes()).decode())
 
 
 async def _answers(request: Request, asked: Sequence[Asked]) -> list[Found | BaseException] | None:
@@ -512,11 +511,11 @@ async def _disconnected(request: Request) -> None:
 
 
 class Bodies:
-    """Counts the bytes of all requests that lie in memory."""
+    """Counts what lies in memory of all requests: their bytes, and the images whose maps they ask for."""
 
     def __init__(self) -> None:
         """Count from zero."""
-        self.bytes = 0
+        self.bytes = self.explained = 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Held]:
@@ -526,14 +525,16 @@ class Bodies:
             yield held
         finally:
             self.bytes -= held.bytes
+            self.explained -= held.explained
 
 
 @dataclass
 class Held:
-    """The bytes of one request."""
+    """What lies in memory of one request."""
 
     of: Bodies
     bytes: int = 0
+    explained: int = 0
 
     def add(self, count: int) -> None:
         """Count so many more bytes.
@@ -546,6 +547,17 @@ class Held:
         if self.bytes > MAX_UPLOAD_MB << 20:
             raise too_large()
         if self.of.bytes > MAX_BODIES_MB << 20:
+            raise busy()
+
+    def add_explained(self, count: int) -> None:
+        """Count so many images whose maps will lie in memory until the request is answered.
+
+        Raises:
+            ProblemError: those of all requests are too many.
+        """
+        self.explained += count
+        self.of.explained += count
+        if self.of.explained > MAX_EXPLAINED_AT_ONCE:
             raise busy()
 
 

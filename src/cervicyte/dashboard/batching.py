@@ -3,20 +3,21 @@
 The queue is bounded: when it is full, whoever comes next is sent away (`Busy`), the API's clients at once,
 the pages after a few seconds. One thread takes what has gathered while it was at work, so that images wait
 for each other no longer than the network is busy anyway. The API's images wait as files, not decoded; the
-pages ask through a `QueuedClassifier`. What takes long, the test of a map, has a place in the queue and a
-thread of its own, so that the next cell does not wait for it.
+pages ask through a `QueuedClassifier`. What takes long, the test of a map, the API's too, has a place in the
+queue and a thread of its own, so that the next cell does not wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ from cervicyte.dashboard.limits import (
     MAX_WAITING,
     SECONDS_OF_PATIENCE,
 )
+from cervicyte.dashboard.markup import onto, smaller
 from cervicyte.errors import CervicyteError
 from cervicyte.evaluation.answers import Prediction
 from cervicyte.evaluation.predictions import BATCH
@@ -72,10 +74,11 @@ class Found:
     """What was found for one image.
 
     Attributes:
-        image: uint8 [H, W, 3], RGB, if maps were asked for: they lie over it.
-        height, width: of the image in pixels.
+        image: uint8 [h, w, 3], RGB, in the size in which it is shown, if maps were asked for.
+        height, width: of the image as it was read, in pixels.
         prediction: what the network says.
-        maps: class -> float32 [H, W], of the classes that were asked for.
+        maps: class -> float32 [h, w], over `image`, of the classes that were asked for.
+        highest: class -> the highest value of its map on the pixels that were read.
         verdict: on the map of the predicted class, if it was asked for.
     """
 
@@ -83,8 +86,9 @@ class Found:
     height: int
     width: int
     prediction: Prediction
-    maps: dict[str, np.ndarray]
-    verdict: Verdict | None
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    highest: dict[str, float] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,15 @@ class Asked:
     wanted: Wanted | None = None
     answer: Future[Found] = field(default_factory=Future)
 
+    @property
+    def with_verdict(self) -> bool:
+        """Whether it waits once more, aside, for its map to be held against controls."""
+        return self.wanted is not None and self.wanted.with_verdict
+
 
 @dataclass(frozen=True)
 class Work:
-    """What a page wants of the network, to be done by itself when its turn comes.
+    """What is wanted of the network, to be done by itself when its turn comes.
 
     Attributes:
         do: asks the network.
@@ -148,6 +157,8 @@ class Batcher:
         self._on_batch = on_batch
         self._waiting: deque[Asked | Work] = deque()
         self._aside: deque[Work] = deque()  # has a thread of its own, one at a time
+        self._to_judge = 0  # images of the batch at work that will go aside for their verdicts
+        self._verdicts: list[Work] = []  # theirs
         self._at_work: set[str] = set()
         self._changed = threading.Condition()
         self._closed = False
@@ -172,8 +183,7 @@ class Batcher:
         """
         with self._changed:
             if not self._has_room(asked):
-                self._waiting = deque(one for one in self._waiting if not one.answer.cancelled())
-                self._aside = deque(one for one in self._aside if not one.answer.cancelled())
+                self._forget_cancelled()
             if self._closed or not self._has_room(asked):
                 raise Busy
             for one in asked:
@@ -229,19 +239,27 @@ class Batcher:
             )
 
     def _has_room(self, asked: Sequence[Asked | Work]) -> bool:
-        return self.waiting + _images(asked) <= self._most_waiting
+        return self.waiting + self._to_judge + _images(asked) <= self._most_waiting
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = deque(one for one in self._waiting if not one.answer.cancelled())
+        self._aside = deque(one for one in self._aside if not one.answer.cancelled())
 
     def close(self) -> None:
         """End the thread; what still waits is cancelled."""
         with self._changed:
             self._closed = True
-            for one in (*self._waiting, *self._aside):
-                one.answer.cancel()
-            self._waiting.clear()
-            self._aside.clear()
+            self._cancel_waiting()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        self._cancel_waiting()  # for their verdicts, those of the last batch
+
+    def _cancel_waiting(self) -> None:
+        for one in (*self._waiting, *self._aside):
+            one.answer.cancel()
+        self._waiting.clear()
+        self._aside.clear()
 
     def _work(self) -> None:
         try:
@@ -257,6 +275,7 @@ class Batcher:
                 self._answer(batch)
             except Exception as error:  # whatever it was, the next batch is not to suffer from it
                 log_failure(error)
+                self._verdicts.clear()
                 for one in batch:
                     _fail(one, error)
 
@@ -276,6 +295,9 @@ class Batcher:
         """Wait; return the work whose turn it is, or the images before the next work; None when closed."""
         with self._changed:
             self._at_work.discard("batch")
+            self._aside += self._verdicts
+            self._verdicts, self._to_judge = [], 0
+            self._forget_cancelled()  # maps that wait for a verdict take memory
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
@@ -290,6 +312,7 @@ class Batcher:
                         return first
                     break
                 batch.append(first)
+                self._to_judge += first.with_verdict
                 self._waiting.popleft()
             return batch
 
@@ -298,13 +321,13 @@ class Batcher:
         part: list[tuple[Asked, np.ndarray]] = []
         pixels = 0
         for one in batch:
-            if not one.answer.set_running_or_notify_cancel():
+            if not _begun(one):
                 continue  # nobody waits for it any more
             try:
                 most = MAX_PIXELS if one.wanted is None else MAX_EXPLAINED_PIXELS
                 image = read_image(one.content, name=one.name, max_pixels=most)
             except CervicyteError as error:
-                one.answer.set_exception(error)
+                _fail(one, error)
                 continue
             part.append((one, image))
             pixels += image.shape[0] * image.shape[1]
@@ -336,12 +359,16 @@ class Batcher:
         for asked, image, prediction, evidence_of_it in answered:
             try:
                 found = self._found(asked.wanted, image, prediction, evidence_of_it)
+                if asked.with_verdict:
+                    preprocessed = self.classifier.model.preprocessing(image)
+                    judge = functools.partial(self._judged, asked, found, preprocessed)
+                    self._verdicts.append(Work(judge, aside=True, answer=asked.answer))
+                else:
+                    asked.answer.set_result(found)
             except Exception as error:
                 if not isinstance(error, CervicyteError):
                     log_failure(error)
                 _fail(asked, error)
-            else:
-                asked.answer.set_result(found)
 
     def _found(
         self,
@@ -352,16 +379,25 @@ class Batcher:
     ) -> Found:
         height, width = image.shape[:2]
         if wanted is None:
-            return Found(None, height, width, prediction, {}, None)
+            return Found(None, height, width, prediction)
         if evidence is not None and self.classifier.in_one_pass(wanted.layer, wanted.method):
             maps = self.classifier.maps_of(image, evidence, wanted.classes)
         else:
             maps = self.classifier.explain(image, wanted.classes, wanted.layer, wanted.method)
-        verdict = None
-        if wanted.with_verdict:
-            preprocessed = self.classifier.model.preprocessing(image)
-            verdict = self.classifier.judge(preprocessed, prediction.class_name, wanted.layer, wanted.method)
-        return Found(image, height, width, prediction, maps, verdict)
+        highest = {name: float(values.max()) for name, values in maps.items()}
+        shown = smaller(image)
+        return Found(shown, height, width, prediction, onto(shown, maps), highest)
+
+    def _judged(self, asked: Asked, found: Found, preprocessed: np.ndarray) -> Found:
+        assert asked.wanted is not None
+        class_name, layer, method = found.prediction.class_name, asked.wanted.layer, asked.wanted.method
+        try:
+            verdict = self.classifier.judge(preprocessed, class_name, layer, method)
+        except Exception as error:
+            if not isinstance(error, CervicyteError):
+                log_failure(error)
+            raise
+        return replace(found, verdict=verdict)
 
 
 class QueuedClassifier(Classifier):
@@ -418,6 +454,11 @@ def _images(waiting: Iterable[Asked | Work]) -> int:
     return sum(one.images if isinstance(one, Work) else 1 for one in waiting)
 
 
+def _begun(one: Asked) -> bool:
+    """Return whether an image is still awaited; one for a verdict can be cancelled until that is begun."""
+    return not one.answer.cancelled() if one.with_verdict else one.answer.set_running_or_notify_cancel()
+
+
 def _carry_out(work: Work) -> None:
     if not work.answer.set_running_or_notify_cancel():
         return
@@ -439,5 +480,5 @@ def log_failure(error: BaseException) -> None:
 
 
 def _fail(one: Asked, error: BaseException) -> None:
-    if not one.answer.done():
+    with contextlib.suppress(InvalidStateError):  # answered, or cancelled, already
         one.answer.set_exception(error)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from cervicyte.dashboard.markup import SCALE, data_uri, error_html, percent_bar, picture, smaller
+from cervicyte.dashboard.markup import SCALE, data_uri, error_html, onto, percent_bar, picture, smaller
 from cervicyte.dashboard.worklist import FLAGGED, Entry, Worklist
 from cervicyte.datasets.class_guide import guide_of
 from cervicyte.datasets.classes import Grouping, grouping_of, known_class, proper_names
@@ -107,11 +107,7 @@ class Looked:
             else:
                 maps = classifier.explain(self.image, layer=layer, method=method)
             highest = max(float(values.max()) for values in maps.values())
-            height, width = self.shown.shape[:2]
-            shrunk = {
-                name: cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)
-                for name, values in maps.items()
-            }
+            shrunk = onto(self.shown, maps)
             self.overlays = {name: overlay(self.shown, values, highest) for name, values in shrunk.items()}
             self.peaks = {
                 name: float(values.max()) / highest if highest > 0 else 0.0 for name, values in maps.items()

@@ -14,9 +14,12 @@ MAX_QUESTION_MB = 2  # of a page's question; files are sent before it, and it na
 MAX_PIXELS = 20_000_000
 """Bound for one image, height times width; a whole SIPaKMeD field has 3.1 million."""
 MAX_EXPLAINED_PIXELS = 5_000_000
-"""Bound for one image whose maps are asked for: five maps of it lie in memory."""
+"""Bound for one image whose maps are asked for: while they are made, five of its size lie in memory."""
 MAX_IMAGES = 32  # in one request
 MAX_EXPLAINED_IMAGES = 4  # in one request for maps
+MAX_EXPLAINED_AT_ONCE = 48
+"""Images of all requests for maps that are not answered yet: maps are made faster than they are written as
+pictures, and those of one image may take 24 MB."""
 MAX_WAITING = 96  # images of all requests and pages that wait for the network
 SECONDS_OF_PATIENCE = 10  # that a page waits for a place among them
 MAX_BODIES_MB = 400  # of all requests at once, in memory

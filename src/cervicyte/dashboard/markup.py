@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -23,6 +25,15 @@ def smaller(image: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
     small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(small)
+
+
+def onto(shown: np.ndarray, maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Shrink maps, float32 [H, W], to an image that `smaller` has made of theirs, uint8 [h, w, 3]."""
+    height, width = shown.shape[:2]
+    return {
+        name: cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)
+        for name, values in maps.items()
+    }
 
 
 def data_uri(image: np.ndarray, lossless: bool | None = None) -> str:
