@@ -241,6 +241,9 @@ def test_the_description_has_every_address_and_examples_that_fit(client):
         *("/predict", "/explain", "/model", "/health", "/ready", "/metrics", "/schema"),
     }
     assert described["servers"] == [{"url": BASE}]
+    assert described["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert {"401", "403", "421"} <= set(described["paths"]["/predict"]["post"]["responses"])
+    assert "401" not in described["paths"]["/health"]["get"]["responses"]
     for path in ("/predict", "/explain"):
         post = described["paths"][path]["post"]
         content = post["requestBody"]["content"]

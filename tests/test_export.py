@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load
 from torch import nn
+from torchvision import transforms
 from torchvision.models import resnet50
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -261,6 +262,11 @@ def test_what_wsinfer_takes_gives_logits_and_says_what_its_schema_asks_for(carry
     assert sorted(file.name for file in folder.iterdir()) == names
     check_report(folder / "parity.json")
     config = json.loads((folder / "config.json").read_text())
+    # A patch that goes through the steps by name, as WSInfer takes it through them, is what was trained on.
+    patch = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    steps = [getattr(transforms, one["name"])(**one.get("arguments", {})) for one in config["transform"]]
+    taken = transforms.Compose(steps)(Image.fromarray(patch))
+    np.testing.assert_allclose(taken.numpy(), SMALL.normalise(patch[np.newaxis])[0], atol=1e-5)
     # The required properties of model-config.schema.json of wsinfer-zoo, and their types.
     assert config.pop("transform") == [
         {"name": "Resize", "arguments": {"size": 32}},
@@ -452,6 +458,8 @@ def test_an_int8_graph_that_costs_next_to_nothing_is_written_with_its_figures_an
         classifier = Classifier.from_file(tmp_path / name)
         assert classifier.engine.describe()["precision"] == "int8"
         assert classifier.predict([np.zeros((9, 9, 3), np.uint8)])
+        with pytest.raises(UsageError, match="A graph in int8 has this precision and no other"):
+            Classifier.from_file(tmp_path / name, engine="openvino", precision="bfloat16")
 
 
 def test_of_more_images_as_many_are_drawn_from_all_classes_and_the_report_says_of_how_many(

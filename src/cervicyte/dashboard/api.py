@@ -34,6 +34,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cervicyte import __version__
+from cervicyte.dashboard.access import OPEN_TO_ALL
 from cervicyte.dashboard.batching import Asked, Batcher, Busy, Found, Wanted, log_failure
 from cervicyte.dashboard.limits import (
     MAX_BODIES_MB,
@@ -830,6 +831,13 @@ def request_body(shape: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+TOKEN_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Where the server was started with a token, or others than this machine can reach it.",
+}
+
+
 class DescribedAPI(FastAPI):
     """Describes what its functions read by themselves, and its problems as what they are."""
 
@@ -843,6 +851,13 @@ class DescribedAPI(FastAPI):
             schemas.update(more["$defs"])
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            # What stands before the API may ask for a token, and refuses what other sites' pages send.
+            described["components"]["securitySchemes"] = {"token": TOKEN_SCHEME}
+            described["security"] = [{}, {"token": []}]
+            for path, operations in described["paths"].items():
+                refusals = problems(421) if PREFIX + path in OPEN_TO_ALL else problems(401, 403, 421)
+                for operation in operations.values():
+                    operation["responses"] |= {str(status): said for status, said in refusals.items()}
             for (method, path), (kind, example) in EXAMPLES.items():  # FastAPI would leave out what is null
                 answer = described["paths"][path][method]["responses"]["200"]
                 answer["content"][kind]["example"] = example

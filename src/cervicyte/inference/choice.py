@@ -166,12 +166,15 @@ def _make(
             )
         return _torch_engine(model, precision)
     kind = GRAPH_ENGINES[name]
+    is_int8 = isinstance(model, FrozenModel) and model.precision == INT8
+    if is_int8 and precision != "float32":
+        raise UsageError("A graph in int8 has this precision and no other; leave out --precision.")
     kind.refuse_unusable(precision)  # before the graph is written
     content = graph()
     if isinstance(content, Path) and content.suffix not in kind.reads:
         raise UsageError(f"{content}: cannot be opened by {name}; leave out --engine, or export to onnx.")
     engine = kind(content, precision)
-    if isinstance(model, FrozenModel) and model.precision == INT8:
+    if is_int8:
         engine.precision = INT8
     return engine
 

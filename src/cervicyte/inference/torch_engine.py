@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ class TorchEngine(Engine):
             network = folded(model.network).to(torch.bfloat16, memory_format=torch.channels_last)
             network.fc = copy.deepcopy(model.network.fc)  # next to no work, and most to lose
             self._network = network
+
+    def describe(self) -> dict[str, Any]:
+        """See `Engine.describe`; devices round otherwise."""
+        return super().describe() | {"device": self._network.conv1.weight.device.type}
 
     @torch.inference_mode()
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
