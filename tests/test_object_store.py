@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from PIL import Image
 
 from cervicyte.errors import UsageError
 from cervicyte.inference.object_store import files_below, is_folder, is_uri, open_file, size_of
+from cervicyte.inference.predict import image_of
 from cervicyte.inference.sources import Source, sources_of
 
 
@@ -122,6 +124,51 @@ def test_a_listed_file_that_is_missing_in_a_store_says_what_a_missing_path_says(
     assert len(set(errors)) == 1
     with pytest.raises(OSError, match="nothing here opens nowhere://a/"):
         open_file("nowhere://a/b.png")
+
+
+class Throttled(Exception):
+    """What a store's own package may raise: no OSError."""
+
+
+class Busy(fsspec.AbstractFileSystem):
+    """A store that has one image, answers for no other, and breaks off while it is read."""
+
+    protocol = "busy"
+
+    def info(self, path: str, **settings) -> dict:
+        if not path.endswith(("cell.png", "cells.zip")):
+            raise Throttled("slow\ndown")
+        return {"name": path, "type": "file", "size": 100}
+
+    def isfile(self, path: str) -> bool:
+        return True
+
+    def _open(self, path: str, *given, **settings):
+        if "late" not in path:
+            raise Throttled("slow\ndown")
+        return Breaking(b"PK\x03\x04" * 25)
+
+
+class Breaking(io.BytesIO):
+    def read(self, *given) -> bytes:
+        raise Throttled("slow\ndown")
+
+
+@pytest.mark.parametrize("name", ["cell.png", "late/cell.png", "cells.zip", "late/cells.zip"])
+def test_a_store_with_errors_of_its_own_has_a_row_for_them(name):
+    fsspec.register_implementation("busy", Busy, clobber=True)
+    (source,) = sources_of([f"busy://bucket/{name}"])
+    digest, image, error = image_of(source)
+    assert (digest, image) == ("", None)
+    assert error.startswith(f"busy://bucket/{name}: cannot be read (")
+    assert "slow down" in error
+
+
+@pytest.mark.parametrize("name", ["busy://bucket/cells", "@busy://bucket/names.txt"])
+def test_a_folder_or_list_whose_store_has_errors_of_its_own_is_refused_by_name(name):
+    fsspec.register_implementation("busy", Busy, clobber=True)
+    with pytest.raises(UsageError, match=r"busy://bucket/\w+.*: cannot be read"):
+        list(sources_of([name]))
 
 
 def test_a_drive_of_windows_is_no_uri(folder, memory):

@@ -428,6 +428,41 @@ def test_a_damaged_archive_has_a_row_with_its_error_and_the_others_are_answered(
     assert (table["verdict"] != "error").any()
 
 
+def _with_a_damaged_member(content: bytes) -> bytes:
+    at = content.index(b"1.png") + 100  # amid what is compressed
+    return content[:at] + b"\xff" * 50 + content[at + 50 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "rows", "said"),
+    [
+        (_with_a_damaged_member, 2, "Corrupt input data"),
+        (
+            lambda content: content.replace(b"PK\x01\x02\x3f\x03\x3f", b"PK\x01\x02\x3f\x03\xff"),
+            1,
+            "version 25.5",
+        ),
+        (lambda content: content.replace("\u00e4".encode(), b"\xff\xff"), 1, "'utf-8' codec"),
+    ],
+    ids=["a member", "the version", "a name"],
+)
+def test_whatever_is_wrong_with_an_archive_it_has_a_row_and_the_others_are_answered(
+    classifier, folder, tmp_path, damage, rows, said
+):
+    damaged = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(damaged, "w", zipfile.ZIP_LZMA) as archive:
+        for name in ("1.png", "\u00e4.png"):
+            archive.write(folder / "a" / "1.png", name)
+    content = damaged.read_bytes()
+    damaged.write_bytes(damage(content))
+    assert damaged.read_bytes() != content
+    outcome = predict(classifier, [str(damaged), str(folder / "a")], tmp_path / "out.csv")
+    assert (outcome.rows, outcome.errors) == (rows + 2, 1)
+    error = table_of(tmp_path / "out.csv")["error"][0]
+    assert "is damaged or locked inside its archive" in error
+    assert said in error
+
+
 def test_archives_lists_patterns_and_standard_input_are_read(folder, tmp_path, monkeypatch):
     archive = tmp_path / "cells.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -7,6 +7,7 @@ names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -39,7 +40,8 @@ def open_file(location: str) -> BinaryIO:
         return open(location, "rb")
     system, path = _place(location)
     try:
-        return cast(BinaryIO, system.open_input_file(path))
+        with _only_os_errors(location):
+            return cast(BinaryIO, system.open_input_file(path))
     except FileNotFoundError as error:  # whose own text is another in every store
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from error
 
@@ -67,7 +69,8 @@ def is_folder(uri: str) -> bool:
         OSError: nothing lies there, it cannot be asked for, or nothing here knows such URIs.
     """
     system, path = _place(uri)
-    kind = system.get_file_info(path).type
+    with _only_os_errors(uri):
+        kind = system.get_file_info(path).type
     if kind == fs.FileType.NotFound:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
     return bool(kind == fs.FileType.Directory)
@@ -87,13 +90,30 @@ def files_below(folder: str) -> Iterator[str]:
         for file in files_of_folder(Path(path)):
             yield f"{folder}/{file.relative_to(path).as_posix()}"
         return
-    found = sorted((one.base_name, one.type) for one in system.get_file_info(fs.FileSelector(path)))
+    with _only_os_errors(folder):
+        found = sorted((one.base_name, one.type) for one in system.get_file_info(fs.FileSelector(path)))
     for name, kind in found:
         if kind == fs.FileType.File and name:
             yield f"{folder}/{name}"
     for name, kind in found:
         if kind == fs.FileType.Directory and name:
             yield from files_below(f"{folder}/{name}")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line; its name, if it says nothing."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _only_os_errors(uri: str) -> Iterator[None]:
+    """Turn the errors that a store's own package has classes of its own for into OSErrors."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, reason_of(error), uri) from error
 
 
 def _place(uri: str) -> tuple[fs.FileSystem, str]:
@@ -116,5 +136,4 @@ def _file_system(root: str) -> tuple[fs.FileSystem, str]:
             system, path = fsspec.core.url_to_fs(root)
             return fs.PyFileSystem(fs.FSSpecHandler(system)), path
     except (ValueError, ImportError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(errno.EINVAL, f"nothing here opens {root}: {reason}", root) from error
+        raise OSError(errno.EINVAL, f"nothing here opens {root}: {reason_of(error)}", root) from error

@@ -37,6 +37,7 @@ from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
+from cervicyte.inference.object_store import reason_of
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, shown, sources_of
 from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import Output
@@ -351,7 +352,7 @@ def image_of(source: Source) -> tuple[str, np.ndarray | None, str]:
             text = f"{text.removesuffix('.')}, or name a list of images as {LIST_PREFIX}{source.name}."
         return digest, None, shown(text)
     except (OSError, ValueError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        reason = reason_of(error)
         return digest, None, shown(f"{source.name}: cannot be read ({reason}); check the path and the file.")
 
 

@@ -12,7 +12,6 @@ import re
 import sys
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -24,7 +23,7 @@ import pyarrow.parquet
 from cervicyte.errors import UsageError
 from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
-from cervicyte.inference.object_store import files_below, is_folder, is_uri, open_file, size_of
+from cervicyte.inference.object_store import files_below, is_folder, is_uri, open_file, reason_of, size_of
 
 LARGEST_FILE = 1 << 30  # bytes; a larger one is not read
 LIST_PREFIX = "@"
@@ -59,16 +58,10 @@ class Archive:
                     self._opened = zipfile.ZipFile(open_file(self._location))
             with self._opened.open(member) as file:
                 return file.read(largest)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            NotImplementedError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            UnicodeDecodeError,
-        ) as error:
-            raise ValueError(f"is damaged or locked inside its archive ({error})") from error
+        except OSError:
+            raise
+        except Exception as error:  # every way to compress has its own, with no common base
+            raise ValueError(f"is damaged or locked inside its archive ({reason_of(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -95,13 +88,18 @@ class Source:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is larger than `largest`, or the archive is damaged.
+            ValueError: it is larger than `largest`, the archive is damaged, or the store's own package fails.
         """
         if self.member is None:
-            if size_of(self.location) > largest:
-                raise ValueError(f"is larger than {largest >> 20:,} MB")
-            with open_file(self.location) as file:
-                return file.read()
+            try:
+                if size_of(self.location) > largest:
+                    raise ValueError(f"is larger than {largest >> 20:,} MB")
+                with open_file(self.location) as file:
+                    return file.read()
+            except OSError:
+                raise
+            except Exception as error:  # a store's package may have classes of its own
+                raise ValueError(reason_of(error)) from error
         content = (self.archive or Archive(self.location)).read(self.member, largest + 1)
         if len(content) > largest:
             raise ValueError(f"is larger than {largest >> 20:,} MB")
@@ -223,8 +221,9 @@ def _of_uri(uri: str) -> Iterator[Source]:
                 found = True
                 yield Source(shown(one), one)
     except (OSError, ValueError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        raise UsageError(f"{uri}: cannot be read ({reason}); check the URI, and the keys to it.") from error
+        raise UsageError(
+            f"{uri}: cannot be read ({reason_of(error)}); check the URI, and the keys to it."
+        ) from error
     if not found:
         raise _no_images(uri)
 
@@ -251,7 +250,7 @@ def _of_file(location: str) -> Iterator[Source]:
     try:
         with open_file(location) as file, zipfile.ZipFile(file) as archive:
             members = sorted(name for name in archive.namelist() if _is_image(name))
-    except (zipfile.BadZipFile, OSError, ValueError):  # the last of names in no known encoding
+    except Exception:  # of damaged names and sizes, of versions, of a store: no common base
         yield Source(shown(location), location, "", Archive(location))  # a row, which says why
         return
     if not members:
