@@ -480,6 +480,44 @@ def test_archives_lists_patterns_and_standard_input_are_read(folder, tmp_path, m
     assert [Path(source.name).name for source in sources_of([f"{folder}/a/*"])] == ["1.png", "10.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "right"),
+    [
+        ("**", ["c.bmp", "a/1.png", "a/10.jpg", "b/2.png", "b/damaged.png", "b/more.zip/1.png"]),
+        (
+            "**/*",
+            ["a/1.png", "a/10.jpg", "b/2.png", "b/damaged.png", "b/more.zip/1.png", "c.bmp", "notes.txt"],
+        ),
+        ("**/*.png", ["a/1.png", "b/2.png", "b/damaged.png"]),
+        ("[ab]*/**/[12]*", ["a/1.png", "a/10.jpg", "b/2.png"]),
+        ("*", ["a/1.png", "a/10.jpg", "b/2.png", "b/damaged.png", "c.bmp", "notes.txt"]),
+    ],
+)
+def test_what_fits_a_pattern_comes_once_and_folders_without_images_are_passed_over(folder, pattern, right):
+    (folder / "empty.zip").mkdir()
+    with zipfile.ZipFile(folder / "b" / "more.zip", "w") as archive:
+        archive.write(folder / "a" / "1.png", "1.png")
+    names = [source.name.removeprefix(f"{folder}/") for source in sources_of([f"{folder}/{pattern}"])]
+    assert names == right
+    with pytest.raises(UsageError, match=r"empty\*: holds no images"):
+        list(sources_of([f"{folder}/empty*"]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_that_fit_a_pattern_double_nothing_and_one_that_leads_nowhere_is_an_error(folder):
+    (folder / "aa").symlink_to(folder / "b", target_is_directory=True)
+    for pattern, right in (
+        ("[ab]*", ["a/1.png", "a/10.jpg", "aa/2.png", "aa/damaged.png"]),
+        ("*/2.png", ["aa/2.png"]),
+        ("**/2.png", ["aa/2.png"]),
+    ):
+        found = sources_of([f"{folder}/{pattern}"])
+        assert [source.name.removeprefix(f"{folder}/") for source in found] == right
+    (folder / "away.png").symlink_to(folder / "no.png")
+    (source,) = sources_of([f"{folder}/aw*.png"])
+    assert "No such file" in predicting.image_of(source)[2]
+
+
 @pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory")
 def test_a_hundred_thousand_rows_take_the_memory_of_ten_thousand(tmp_path):

@@ -6,8 +6,10 @@ another, so that a million of them take no more memory than ten.
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
+import os
 import re
 import sys
 import threading
@@ -197,50 +199,77 @@ def _named(name: str) -> Iterator[Source]:
         raise UsageError("An empty name is no image; name a file or a folder, `.` for this one.")
     path = Path(name)
     if path.is_dir():
-        yield from _of_folder(path)
+        yield from _one_at_least(_of_folder(path), str(path))
     elif path.is_file():
-        yield from _of_file(path.as_posix())
+        yield from _one_at_least(_of_file(path.as_posix()), path.as_posix())
     elif any(sign in name for sign in "*?["):
-        found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # patterns may be absolute
-        if not found:
-            raise UsageError(f"{name}: no file fits this pattern; check it.")
-        for one in found:
-            yield from _named(glob.escape(one) if not Path(one).exists() else one)
+        yield from _one_at_least(_of_pattern(name), name)
     else:
         raise UsageError(f"{name}: no such file or folder; check the path.")
 
 
+def _one_at_least(sources: Iterator[Source], name: str) -> Iterator[Source]:
+    """Yield images; refuse the name that leads to none."""
+    first = next(sources, None)
+    if first is None:
+        raise UsageError(f"{name}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    yield first
+    yield from sources
+
+
+def _of_pattern(pattern: str) -> Iterator[Source]:
+    """Yield the images of what fits a pattern, each once: `**` fits a folder and all that lies in it.
+
+    The paths that fit are held in memory, not those below a folder that fits.
+    """
+    found = sorted(set(glob.glob(pattern, recursive=True)))  # noqa: PTH207  # patterns may be absolute
+    if not found:
+        raise UsageError(f"{pattern}: no file fits this pattern; check it.")
+    # By os.path, as Path raises an error where it must not look.
+    is_dir, is_file, real = os.path.isdir, os.path.isfile, functools.cache(os.path.realpath)
+    folders, taken = {real(one) for one in found if is_dir(one)}, set[str]()
+    for one in found:
+        path = Path(one)
+        location = path.as_posix()
+        place = real(one) if is_dir(one) else f"{real(str(path.parent))}{os.sep}{path.name}"
+        comes_with_a_folder = not folders.isdisjoint(map(str, Path(place).parents))
+        if comes_with_a_folder and location.lower().endswith(ZIP) and is_file(one):
+            comes_with_a_folder = False  # which is gone through for images alone
+        if comes_with_a_folder or place in taken:
+            continue
+        taken.add(place)
+        if is_dir(one):
+            yield from _of_folder(path)
+        elif is_file(one):
+            yield from _of_file(location)
+        else:  # a link that leads nowhere, or a device
+            yield Source(shown(location), location)  # a row, which says why
+
+
 def _of_uri(uri: str) -> Iterator[Source]:
     try:
-        if not is_folder(uri):
-            yield from _of_file(uri)
-            return
-        found = False
-        for one in files_below(uri):
-            if _is_called_so(PurePath(one).name):
-                found = True
-                yield Source(shown(one), one)
+        yield from _one_at_least(_below(uri) if is_folder(uri) else _of_file(uri), uri)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{uri}: cannot be read ({reason_of(error)}); check the URI, and the keys to it."
         ) from error
-    if not found:
-        raise _no_images(uri)
+
+
+def _below(uri: str) -> Iterator[Source]:
+    for one in files_below(uri):
+        if _is_called_so(PurePath(one).name):
+            yield Source(shown(one), one)
 
 
 def _of_folder(folder: Path) -> Iterator[Source]:
-    found = False
     try:
         for file in files_of_folder(folder):
             if _is_called_so(file.name):
-                found = True
                 yield Source(shown(file.as_posix()), file.as_posix())
     except OSError as error:
         raise UsageError(
             f"{error.filename}: cannot be listed ({error.strerror}); check its permissions."
         ) from error
-    if not found:
-        raise _no_images(str(folder))
 
 
 def _of_file(location: str) -> Iterator[Source]:
@@ -253,15 +282,9 @@ def _of_file(location: str) -> Iterator[Source]:
     except Exception:  # of damaged names and sizes, of versions, of a store: no common base
         yield Source(shown(location), location, "", Archive(location))  # a row, which says why
         return
-    if not members:
-        raise _no_images(location)
     shared = Archive(location)
     for member in members:
         yield Source(shown(f"{location}/{member}"), location, member, shared)
-
-
-def _no_images(name: str) -> UsageError:
-    return UsageError(f"{name}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
 
 
 def _is_image(name: str) -> bool:
