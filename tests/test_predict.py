@@ -565,6 +565,35 @@ def test_the_command_ends_with_1_and_the_count_where_some_cannot_be_read(classif
     assert left == ["cells", "model.pth", "out.csv", "out.csv.json"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it allows no such names")
+def test_names_on_standard_input_are_taken_as_they_are(classifier, folder, tmp_path, monkeypatch):
+    image = (folder / "c.bmp").read_bytes()
+    for name in ("a\tb.bmp", "q\x1f\u0085.bmp", "\u00e4\\n.bmp"):
+        (folder / name).write_bytes(image)
+    with zipfile.ZipFile(folder / "t\tu.zip", "w") as archive:
+        archive.writestr("v\tw.bmp", image)
+    names = [str(path) for path in folder.glob("*.bmp")]
+    names += [f"{folder}/t\tu.zip/v\tw.bmp", "x\ry.bmp", "\udcff.bmp"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{name}\n" for name in names), newline="\n"))
+    assert predict(classifier, ["-"], tmp_path / "out.csv").errors == 2
+    table = table_of(tmp_path / "out.csv")
+    assert list(table["path"]) == [sources.shown(name) for name in names]
+    assert set(table["sha256"][:-2]) == {sha256_of_file(folder / "c.bmp")}
+
+
+@pytest.mark.parametrize("place", ["C.ZIP", "c.Zip", "folder.zip/c.zip"])
+def test_what_a_table_says_of_an_archives_image_can_be_read_back_however_it_is_spelt(folder, tmp_path, place):
+    archive = tmp_path / place
+    archive.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(folder / "a" / "1.png", "d/1.png")
+    (first,) = sources_of([str(archive)])
+    (tmp_path / "list.txt").write_text(f"{first.name}\n{tmp_path}/{'long' * 99}.zip/1.png\n")
+    again, _ = sources_of([f"@{tmp_path}/list.txt"])
+    assert again == first
+    assert again.read() == (folder / "a" / "1.png").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["-", "@empty.txt"])
 def test_no_image_at_all_is_refused_and_nothing_is_written(classifier, tmp_path, monkeypatch, name):
     save_model(tmp_path / "model.pth", classifier.model)

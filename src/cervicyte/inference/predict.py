@@ -495,5 +495,15 @@ def _kept(partial: Path) -> str:
     """Write the names on standard input, which can be read but once, into a list, and return its name."""
     path = _list(partial)
     with written_atomically(path) as kept, open(kept, "w", encoding="utf-8") as file:
-        file.writelines(f"{source.name}\n" for source in sources_of([STANDARD_INPUT]))
+        file.writelines(f"{_line(source)}\n" for source in sources_of([STANDARD_INPUT]))
     return f"{LIST_PREFIX}{path}"
+
+
+def _line(source: Source) -> str:
+    """Return an image's name as a list can hold it: as it is, but for ends of lines and what is no UTF-8."""
+    name = source.location if source.member is None else f"{source.location}/{source.member}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return source.name
+    return source.name if "\n" in name or "\r" in name else name

@@ -184,14 +184,22 @@ def _listed(lines: Iterable[str]) -> Iterator[Source]:
     archive, of_archive = None, ""
     for line in lines:
         name = line.rstrip("\r\n")
-        before, sign, member = name.partition(f"{ZIP}/")  # as a table has it
-        if sign and not Path(before + ZIP).is_dir():
-            location = before + ZIP
-            if archive is None or location != of_archive:
-                archive, of_archive = Archive(location), location
-            yield Source(shown(name), location, member, archive)
-        elif name:
-            yield Source(shown(name), name)
+        location, member = _split(name)
+        if member is None:
+            if name:
+                yield Source(shown(name), name)
+            continue
+        if archive is None or location != of_archive:
+            archive, of_archive = Archive(location), location
+        yield Source(shown(name), location, member, archive)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """Return the archive and the member of a name as a table has it; no member, if it is of a file."""
+    for end in re.finditer(rf"{re.escape(ZIP)}(?=/)", name, re.IGNORECASE):
+        if not os.path.isdir(name[: end.end()]):  # noqa: PTH112  # of a name that is too long it says no
+            return name[: end.end()], name[end.end() + 1 :]
+    return name, None
 
 
 def _named(name: str) -> Iterator[Source]:
