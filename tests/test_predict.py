@@ -159,6 +159,107 @@ def test_an_interrupted_table_of_other_images_or_another_model_is_not_gone_on_wi
         predict(classifier, [str(folder)], out)
 
 
+def _begun(classifier: Classifier, names: list[str], out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, names, out, progress=Stop())
+
+
+def _drawn_cells(folder: Path, seed: int, count: int = 8) -> Path:
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("names", [["."], ["@../names.txt"], ["*.png"]], ids=lambda names: names[0])
+def test_a_table_of_relative_names_is_not_gone_on_with_in_another_folder(
+    classifier, tmp_path, monkeypatch, names
+):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    (tmp_path / "names.txt").write_text("".join(f"{number}.png\n" for number in range(8)))
+    for folder, seed in (("s1", 1), ("s2", 1), ("s3", 2)):
+        _drawn_cells(tmp_path / folder, seed)
+    out = tmp_path / "out.csv"
+    monkeypatch.chdir(tmp_path / "s1")
+    _begun(classifier, names, out)
+    for folder in ("s2", "s3"):
+        monkeypatch.chdir(tmp_path / folder)
+        with pytest.raises(RunFolderError, match="is of other images"):
+            predict(classifier, names, out)
+    monkeypatch.chdir(tmp_path / "s1")
+    assert predict(classifier, names, out).rows == 8
+
+
+def test_a_table_of_absolute_names_is_gone_on_with_from_any_folder(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    cells, out = _drawn_cells(tmp_path / "cells", 1), tmp_path / "out.csv"
+    _begun(classifier, [str(cells)], out)
+    monkeypatch.chdir(cells)
+    assert predict(classifier, [str(cells)], out).rows == 8
+
+
+@pytest.mark.parametrize("archived", [False, True], ids=["files", "an archive"])
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_table_whose_images_were_changed_since_is_not_gone_on_with(
+    classifier, tmp_path, monkeypatch, archived, changed
+):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    cells, out = _drawn_cells(tmp_path / "cells", 1), tmp_path / "out.csv"
+    name = tmp_path / "cells.zip" if archived else cells
+
+    def pack() -> None:
+        with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+            for path in sorted(cells.iterdir()):
+                archive.write(path, path.name)
+
+    pack()
+    _begun(classifier, [str(name)], out)
+    before = (cells / f"{changed}.png").read_bytes()
+    (cells / f"{changed}.png").write_bytes((cells / "7.png").read_bytes())
+    pack()
+    with pytest.raises(RunFolderError, match="not of the images that are there now"):
+        predict(classifier, [str(name)], out)
+    (cells / f"{changed}.png").write_bytes(before)
+    (cells / "5.png").write_bytes((cells / "7.png").read_bytes())  # of which there is no row yet
+    pack()
+    assert predict(classifier, [str(name)], out).rows == 8
+    assert table_of(out)["sha256"][5] == sha256_of_file(cells / "7.png")
+
+
+def test_of_a_long_table_some_images_are_read_anew_from_the_first_to_the_last(
+    classifier, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    monkeypatch.setattr(predicting, "READ_ANEW", 5)
+    cells, out = _drawn_cells(tmp_path / "cells", 1, 40), tmp_path / "out.csv"
+
+    class Later(Progress):
+        done = 0
+
+        def advance(self, count: int = 1, note: str = "") -> None:
+            self.done += count
+            if self.done == 36:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(classifier, [str(cells)], out, progress=Later())
+    names, read = [one.name for one in sources_of([str(cells)])], []
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting, "_is_another", lambda source, digest: read.append(source.name))
+        _begun(classifier, [str(cells)], out)
+    assert sorted(map(names.index, read)) == [0, 8, 16, 24, 32]
+
+
+def test_an_image_that_is_gone_by_now_keeps_its_row(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "BATCH", 2)
+    cells, out = _drawn_cells(tmp_path / "cells", 1), tmp_path / "out.csv"
+    (tmp_path / "names.txt").write_text("".join(f"{cells}/{number}.png\n" for number in range(8)))
+    _begun(classifier, [f"@{tmp_path}/names.txt"], out)
+    (cells / "0.png").unlink()
+    assert predict(classifier, [f"@{tmp_path}/names.txt"], out).errors == 0
+
+
 def test_a_table_whose_header_was_half_written_is_begun_anew(classifier, folder, tmp_path):
     (tmp_path / ".out.csv.partial.csv").write_text("path,sha2")
     predict(classifier, [str(folder)], tmp_path / "out.csv")

@@ -37,7 +37,7 @@ from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
 from cervicyte.inference.classifier import Classifier
-from cervicyte.inference.object_store import reason_of
+from cervicyte.inference.object_store import is_uri, reason_of
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, shown, sources_of
 from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import Output
@@ -57,6 +57,7 @@ FIRST_COLUMNS = ("path", "sha256", "predicted_class", "confidence")
 LAST_COLUMNS = ("prediction_set", "unlike_percentile", "verdict", "error")
 ERROR = "error"
 VERDICT = -2  # its place in a row
+READ_ANEW = 500  # images at most of an interrupted table, to see whether they are still the same
 MANY_UNLIKE = 0.2  # of the images; of the training laboratory's own, 0.05 are
 
 Rows = Generator[list[list[str]]]  # some of a table's rows at a time; closed, it ends what it began
@@ -149,7 +150,11 @@ def predict(
     partial = _partial(out)
     with _alone_with(partial):
         names = [_kept(partial) if name == STANDARD_INPUT else name for name in names]
-        total = sum(1 for _ in sources_of(names))
+        total, lies_in = 0, ""
+        for source in sources_of(names):
+            total += 1
+            if not (lies_in or is_uri(source.location) or Path(source.location).is_absolute()):
+                lies_in = shown(str(Path.cwd()))
         if not total:
             _list(partial).unlink(missing_ok=True)
             raise UsageError(
@@ -162,6 +167,7 @@ def predict(
             "answers": _fingerprint(classifier),
             "engine": engine,
             "names": [shown(name) for name in names],
+            "folder": lies_in,  # elsewhere, the same relative names are of other images
         }
         done, verdicts = _done(partial, about, header_of(classifier), sources_of(names))
         progress.start("Classifying", total, done=done)
@@ -435,6 +441,7 @@ def _done(
             "choose another name with --out."
         )
     rows, verdicts = 0, Counter[str]()
+    drawn, step = list[tuple[int, str, Source]](), 1
     with open(partial, "rb+") as file:
         lines = iter(file.readline, b"")
         if _row(next(lines, b"")) != header:
@@ -446,17 +453,38 @@ def _done(
                 break
             source = next(sources, None)
             if source is None or len(row) != len(header) or row[0] != source.name:
-                raise RunFolderError(
-                    f"{partial}: its rows are not of the images that are there now; delete it to start anew."
-                )
+                raise _of_others(partial)
+            if rows % step == 0:
+                drawn.append((rows, row[1], source))
+                if len(drawn) > READ_ANEW:
+                    drawn, step = drawn[::2], 2 * step
             rows += 1
             begun_batch[row[VERDICT]] += 1
             if rows % BATCH == 0:
                 verdicts += begun_batch
                 begun_batch.clear()
                 whole, end = rows, file.tell()
+        # One after another, so that no more than one archive is open.
+        while drawn:
+            number, digest, source = drawn.pop()
+            if number < whole and _is_another(source, digest):
+                raise _of_others(partial)
         file.truncate(end)
     return whole, verdicts
+
+
+def _of_others(partial: Path) -> RunFolderError:
+    return RunFolderError(
+        f"{partial}: its rows are not of the images that are there now; delete it to start anew."
+    )
+
+
+def _is_another(source: Source, digest: str) -> bool:
+    """Return whether a file was changed since a row was made of it; not if it cannot be read, now or then."""
+    try:
+        return bool(digest) and hashlib.sha256(source.read()).hexdigest() != digest
+    except (OSError, ValueError):
+        return False
 
 
 def _has_a_line(partial: Path) -> bool:
