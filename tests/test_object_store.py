@@ -135,6 +135,15 @@ class Busy(fsspec.AbstractFileSystem):
 
     protocol = "busy"
 
+    def __init__(self, *given, **settings) -> None:
+        super().__init__(*given, **settings)
+        if settings.get("host") == "locked":
+            raise Throttled("no keys")
+
+    @staticmethod
+    def _get_kwargs_from_urls(uri: str) -> dict:
+        return {"host": uri.split("/")[2]}
+
     def info(self, path: str, **settings) -> dict:
         if not path.endswith(("cell.png", "cells.zip")):
             raise Throttled("slow\ndown")
@@ -164,10 +173,10 @@ def test_a_store_with_errors_of_its_own_has_a_row_for_them(name):
     assert "slow down" in error
 
 
-@pytest.mark.parametrize("name", ["busy://bucket/cells", "@busy://bucket/names.txt"])
+@pytest.mark.parametrize("name", ["busy://bucket/cells", "@busy://bucket/names.txt", "busy://locked/a"])
 def test_a_folder_or_list_whose_store_has_errors_of_its_own_is_refused_by_name(name):
     fsspec.register_implementation("busy", Busy, clobber=True)
-    with pytest.raises(UsageError, match=r"busy://bucket/\w+.*: cannot be read"):
+    with pytest.raises(UsageError, match=r"busy://\w+/\w+.*: cannot be read"):
         list(sources_of([name]))
 
 

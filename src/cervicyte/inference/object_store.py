@@ -135,5 +135,7 @@ def _file_system(root: str) -> tuple[fs.FileSystem, str]:
 
             system, path = fsspec.core.url_to_fs(root)
             return fs.PyFileSystem(fs.FSSpecHandler(system)), path
-    except (ValueError, ImportError, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # no such scheme or package, or one that finds no keys
         raise OSError(errno.EINVAL, f"nothing here opens {root}: {reason_of(error)}", root) from error

@@ -234,12 +234,13 @@ def _of_pattern(pattern: str) -> Iterator[Source]:
     if not found:
         raise UsageError(f"{pattern}: no file fits this pattern; check it.")
     # By os.path, as Path raises an error where it must not look.
-    is_dir, is_file, real = os.path.isdir, os.path.isfile, functools.cache(os.path.realpath)
+    is_dir, is_file, join = os.path.isdir, os.path.isfile, os.path.join
+    real = functools.cache(os.path.realpath)
     folders, taken = {real(one) for one in found if is_dir(one)}, set[str]()
     for one in found:
         path = Path(one)
         location = path.as_posix()
-        place = real(one) if is_dir(one) else f"{real(str(path.parent))}{os.sep}{path.name}"
+        place = real(one) if is_dir(one) else join(real(str(path.parent)), path.name)
         comes_with_a_folder = not folders.isdisjoint(map(str, Path(place).parents))
         if comes_with_a_folder and location.lower().endswith(ZIP) and is_file(one):
             comes_with_a_folder = False  # which is gone through for images alone
