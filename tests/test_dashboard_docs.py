@@ -48,6 +48,7 @@ def test_options_in_the_examples_are_options():
 
 
 def test_the_limits_on_the_page_are_the_programs():
+    assert limits.SECONDS_LYING == 3600
     for said in (
         f"up to {limits.MAX_IMAGES} images",
         f"up to {limits.MAX_EXPLAINED_IMAGES} images",
@@ -58,6 +59,8 @@ def test_the_limits_on_the_page_are_the_programs():
         f"of no more than {limits.MAX_EXPLAINED_AT_ONCE} images",
         f"hold {limits.MAX_UPLOADS_MB} MB at most",
         f"on their way {limits.MAX_UPLOADS_TOGETHER_MB:,} MB",
+        f"What lies unread takes {limits.MAX_LYING_MB:,} MB together, and an hour at most",
+        f"What the page asks has {limits.MAX_QUESTION_MB} MB",
         f"longer than {limits.SHOWN_SIDE:,} pixels",
     ):
         assert said in SERVER, said
