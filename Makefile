@@ -71,14 +71,14 @@ sipakmed: setup ## fold 0 of 5 of SIPaKMeD by group, and its control; about 60 m
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --no-images --out $(RUNS)/sipakmed --resume
 	test -f $(RUNS)/sipakmed_probe/metrics.json || $(BIN)/cervicyte probe $(SHARED)/data/sipakmed --split $(RUNS)/sipakmed/split.csv \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/sipakmed_probe --force
-	$(BIN)/cervicyte compare $(RUNS)/sipakmed_probe $(RUNS)/sipakmed --out $(RUNS)/sipakmed_comparison.csv
+	$(BIN)/cervicyte compare $(RUNS)/sipakmed_probe $(RUNS)/sipakmed --out $(RUNS)/sipakmed_comparison.csv --force
 
 herlev: setup ## fold 0 of 5 of Herlev by frame, and its control; about 15 minutes on two cores, resumable
 	test -f $(RUNS)/herlev/metrics.json || $(BIN)/cervicyte train $(SHARED)/data/herlev --recipe recipes/two-cores.yaml --epochs 20 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --no-images --out $(RUNS)/herlev --resume
 	test -f $(RUNS)/herlev_probe/metrics.json || $(BIN)/cervicyte probe $(SHARED)/data/herlev --split $(RUNS)/herlev/split.csv \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out $(RUNS)/herlev_probe --force
-	$(BIN)/cervicyte compare $(RUNS)/herlev_probe $(RUNS)/herlev --out $(RUNS)/herlev_comparison.csv
+	$(BIN)/cervicyte compare $(RUNS)/herlev_probe $(RUNS)/herlev --out $(RUNS)/herlev_comparison.csv --force
 
 optimism: setup ## what splits by cell and by field gain, with frozen features; about 20 minutes
 	$(BIN)/cervicyte optimism $(SHARED)/data/sipakmed --frozen --seeds 0,1,2,3,4 \
@@ -158,7 +158,7 @@ together: setup ## SIPaKMeD and Herlev in one training, and each left out of one
 	done
 	for pair in sipakmed:without_herlev herlev:without_sipakmed; do \
 	  $(BIN)/cervicyte compare docs/results/several_data_sets/$${pair#*:}/$${pair%:*} docs/results/several_data_sets/both/$${pair%:*} \
-	    --out docs/results/several_data_sets/$${pair%:*}_comparison.csv || exit 1; \
+	    --out docs/results/several_data_sets/$${pair%:*}_comparison.csv --force || exit 1; \
 	done
 	$(BIN)/python benchmarks/several_data_sets_table.py
 

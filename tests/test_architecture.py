@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "src" / "cervicyte"
 ROOMS = [
     "images", "datasets", "network", "training", "evaluation", "explanation", "inference", "dashboard",
 ]  # fmt: skip
-BESIDE = {"errors", "provenance", "progress", "metrics", "pages"}
+BESIDE = {"errors", "provenance", "progress", "metrics", "pages", "yaml_files"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -216,6 +216,11 @@ def test_the_command_shows_the_card_or_writes_it(tmp_path):
     written = cervicyte(tmp_path / "m.safetensors", "--out", tmp_path / "card.md")
     assert written.exit_code == 0, written.output
     assert (tmp_path / "card.md").read_text() == shown.output
+    again = cervicyte(tmp_path / "m.safetensors", "--out", tmp_path / "m.safetensors")
+    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+    assert cervicyte(tmp_path / "m.safetensors", "--out", tmp_path / "card.md", "--force").exit_code == 0
+    into = cervicyte(tmp_path / "m.safetensors", "--out", tmp_path, "--force")
+    assert (into.exit_code, f"{tmp_path}: is a folder" in into.stderr) == (2, True)
     assert "97.7 % [95.7, 99.0]" in shown.output
     refused = cervicyte(tmp_path / "none.pth")
     assert refused.exit_code == 2

@@ -127,8 +127,15 @@ def test_an_interrupted_table_is_gone_on_with_and_no_row_is_lost_or_doubled(
         predict(classifier, [str(folder)], out, progress=Stop())
     partial = tmp_path / ".out.csv.partial.csv"
     assert partial.read_text().count("\n") == 3
-    with open(partial, "a") as file:  # half a row, as a power cut leaves it
-        file.write("/somewhere/b/2.p")
+    with open(partial, "ab") as file:  # a damaged row, and half a row, as a power cut leaves it
+        file.write(b"\xff\xff\n/somewhere/b/2.p")
+    about = tmp_path / ".out.csv.partial.json"
+    said = about.read_text()
+    for damaged in ("", "{bad", "\x00"):
+        about.write_text(damaged)
+        with pytest.raises(RunFolderError, match=r"partial\.json: is damaged; delete .*partial\.csv"):
+            predict(classifier, [str(folder)], out)
+    about.write_text(said)
     asked = []
 
     class Counted(Progress):

@@ -8,6 +8,7 @@ from conftest import PROJECT
 
 from cervicyte.errors import RecipeError
 from cervicyte.training.recipe import Recipe, parse_override, read_recipe, recipe_keys, write_recipe
+from cervicyte.yaml_files import load_yaml
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name(tmp_path):
@@ -29,7 +30,15 @@ def test_a_key_named_without_its_section_is_pointed_to_it():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", "many"), ("epochs", 0), ("placement", "everywhere"), ("learning_rate", None)],
+    [
+        ("seed", 2**32),
+        ("warm_up_epochs", float("inf")),
+        ("gradient_clip_norm", float("inf")),
+        ("epochs", "many"),
+        ("epochs", 0),
+        ("placement", "everywhere"),
+        ("learning_rate", None),
+    ],
 )
 def test_a_wrong_value_is_named_with_its_key(key, value):
     with pytest.raises(RecipeError, match=rf"{key} = .* will not do") as refused:
@@ -37,12 +46,26 @@ def test_a_wrong_value_is_named_with_its_key(key, value):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "just words", "a: [1\n", "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["- a\n- b\n", "just words", "a: [1\n", "\x00", "[]", "false", "a: " + 3000 * "["],
+    ids=range(7),
+)
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content):
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         read_recipe(path)
+
+
+def test_a_key_that_stands_twice_is_refused_by_name_and_a_merge_is_none(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 1\naugmentation:\n  jpeg: 0.1\n  jpeg: 0.2\nseed: 3\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: .*the key jpeg stands twice"):
+        read_recipe(path)
+    assert load_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")["b"] == {"x": 3, "y": 2}
+    path.write_text("")
+    assert read_recipe(path) == Recipe()
 
 
 def test_a_missing_recipe_is_refused_by_name(tmp_path):

@@ -128,6 +128,7 @@ def test_force_throws_nothing_away_before_all_that_is_read_is_right(run, cells, 
     model, split, into = kept / "best_model.pth", kept / "split.csv", ("--out", kept, "--force")
     assert "nowhere" in one_sentence(cervicyte("train", tmp_path / "nowhere", *into, *TINY))
     assert "nowhere" in one_sentence(cervicyte("probe", tmp_path / "nowhere", *into, "--backbone", "none"))
+    assert cervicyte("probe", tmp_path, *into, "--image-size", "0").exit_code == 2
     evaluated = cervicyte("evaluate", model, "--data", cells, "--split", split, *into)
     assert f"{model}: is to be read, and --force would throw it away" in one_sentence(evaluated)
     goes_on = cervicyte("train", cells, "--from", model, *into)
@@ -470,6 +471,7 @@ def test_a_run_compared_with_its_copy_differs_by_nothing(run, tmp_path):
     result = cervicyte("compare", run, copy)
     assert result.exit_code == 0, result.output
     first, second = result.output.split(f"{copy}: ")
+    assert "is there already" in one_sentence(cervicyte("compare", run, copy, "--out", run / "split.csv"))
     assert "p = " not in first
     assert re.search(r"Accuracy  [\d.]+ \[[\d., ]+\], \+0\.0 \[\+0\.0, \+0\.0\], p = 1\n", second)
     assert re.search(r"Macro F1  [\d.]+ \[[\d., ]+\], \+0\.0 \[\+0\.0, \+0\.0\]\n", second)

@@ -379,7 +379,9 @@ def probe(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("linear_probe"),
     backbone: Annotated[str, typer.Option(help="The frozen weights: imagenet or a file.")] = "imagenet",
-    image_size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 224,
+    image_size: Annotated[
+        int, typer.Option(min=16, max=1024, help="Side of the network's input in pixels.")
+    ] = 224,
     split: SplitFile = None,
     by: By = None,
     folds: Folds = None,
@@ -412,6 +414,7 @@ def probe(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders over the same test cells.")],
     out: Annotated[Path | None, typer.Option(help="CSV file that takes the table as well.")] = None,
+    force: Force = False,
 ) -> None:
     """Compare runs over the same test cells, paired, with intervals of the differences."""
     from cervicyte.evaluation.cross_validation_page import comparison_text
@@ -420,6 +423,7 @@ def compare(
     twice = [run for place, run in enumerate(runs) if run in runs[:place]]
     if twice:
         raise UsageError(f"{twice[0]}: is named twice; name each run once, the one to compare with first.")
+    _refuse_to_replace(out, force)
     table = comparison_table({str(run): read_predictions(run) for run in runs})
     if out is not None:
         write_table(table, out)
@@ -1032,12 +1036,14 @@ def export(
 def card(
     model: Answering = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file that takes the card.")] = None,
+    force: Force = False,
 ) -> None:
     """Show what a model is for, what is known of it and what is not, from its file alone."""
     from cervicyte.evaluation.model_card import model_card
     from cervicyte.network.frozen import load_described
     from cervicyte.provenance import write_text
 
+    _refuse_to_replace(out, force)
     text = model_card(load_described(_model_file(model)))
     if out is None:
         typer.echo(text, nl=False)
@@ -1174,6 +1180,14 @@ def _model_file(named: Path | None) -> Path:
     from cervicyte.network.description import shipped_model
 
     return shipped_model() if named is None else named
+
+
+def _refuse_to_replace(out: Path | None, force: bool) -> None:
+    """Raise a UsageError where a file is there that nobody wants replaced."""
+    if out is not None and out.exists() and not force:
+        raise UsageError(
+            f"{out}: is there already; choose another name with --out, or replace it with --force."
+        )
 
 
 def _numbers(text: str, option: str = "--seeds", example: str = "0,1,2") -> list[int]:

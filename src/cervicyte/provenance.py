@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cervicyte.errors import UsageError
+
 RESEARCH_USE_ONLY = "For research use only. Not for diagnostic procedures."
 
 RECORDED_LIBRARIES = (
@@ -96,6 +98,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
         ...     partial.write_text("{}")
     """
     path = Path(path)
+    if not path.name or path.is_dir():
+        raise UsageError(f"{path}: is a folder, and a file is to be written; name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept last: writers such as matplotlib choose the format by it.
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -104,6 +108,10 @@ def written_atomically(path: Path) -> Iterator[Path]:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) == partial:
+            error.filename, error.filename2 = str(path), None  # which is what the user has named
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

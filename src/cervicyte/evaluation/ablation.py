@@ -43,6 +43,7 @@ from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, t
 from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
 from cervicyte.training.soup import soup
 from cervicyte.training.start import refuse_few_cells
+from cervicyte.yaml_files import load_yaml
 
 FLIPS = "test_time_flips"
 SOUP = "soup"
@@ -97,7 +98,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         RecipeError: the file is missing, is no plan, or a recipe in it is not valid; the text names it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as a plan; check the path and the YAML.") from error
     numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes", "flipped", "soups"}

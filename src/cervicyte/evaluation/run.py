@@ -62,6 +62,7 @@ from cervicyte.training.loop import (
 from cervicyte.training.loss import cost_of_classes
 from cervicyte.training.recipe import NO_PARENT, Recipe, differing_keys, read_recipe, write_recipe
 from cervicyte.training.start import first_network, load_parent, with_parents_settings
+from cervicyte.yaml_files import load_yaml
 
 RECIPE_NAME = "recipe.yaml"
 SPLIT_NAME = "split.csv"
@@ -516,7 +517,7 @@ def read_class_map(path: Path) -> dict[str, str]:
         UsageError: the file is missing or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as a class map; check the path and the YAML.") from error
     if not isinstance(content, dict) or not all(isinstance(v, str) for kv in content.items() for v in kv):

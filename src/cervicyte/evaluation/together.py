@@ -75,6 +75,7 @@ from cervicyte.training.heads import refuse_for_heads
 from cervicyte.training.loop import CHECKPOINT_NAME, MODEL_NAME, LabelledImages, train
 from cervicyte.training.recipe import Recipe, differing_keys, read_recipe, write_recipe
 from cervicyte.training.start import first_network
+from cervicyte.yaml_files import load_yaml
 
 SUMMARY_NAME = "together.json"
 PAGE_NAME = "together.md"
@@ -332,7 +333,7 @@ def read_sides(path: Path) -> dict[str, dict[str, Grouping]]:
         UsageError: the file is missing or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read; check the path and the YAML.") from error
     if not isinstance(content, dict) or not all(isinstance(one, dict) for one in content.values()):

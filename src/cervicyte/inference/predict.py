@@ -434,7 +434,10 @@ def _done(
         with open(partial, "w", encoding="utf-8", newline="") as file:
             _append(file, [header])
         return 0, Counter()
-    begun = json.loads(_about(partial).read_text(encoding="utf-8")) if _about(partial).is_file() else None
+    try:
+        begun = json.loads(_about(partial).read_bytes()) if _about(partial).is_file() else None
+    except ValueError as error:
+        raise RunFolderError(f"{_about(partial)}: is damaged; delete {partial} to start anew.") from error
     if begun != about:
         raise RunFolderError(
             f"{partial}: is of other images, or of another model or engine; delete it to start anew, or "
@@ -496,8 +499,12 @@ def _has_a_line(partial: Path) -> bool:
 
 
 def _row(line: bytes) -> list[str] | None:
-    """Return what stands in a line of a table; None if it has no end, as a power cut leaves the last one."""
-    return next(csv.reader([line.decode("utf-8")])) if line.endswith(b"\n") else None
+    """Return what stands in a line of a table; None if it has no end, as a power cut leaves the last one, or
+    is damaged: from there on it is made anew."""
+    try:
+        return next(csv.reader([line.decode("utf-8")])) if line.endswith(b"\n") else None
+    except (UnicodeDecodeError, csv.Error):
+        return None
 
 
 def _to_parquet(table: Path, out: Path, header: Sequence[str]) -> None:

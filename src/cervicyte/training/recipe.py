@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cervicyte.errors import RecipeError
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.provenance import write_text
+from cervicyte.yaml_files import load_yaml
 
 NO_PARENT = "none"
 SHIPPED = "shipped"
@@ -87,7 +88,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, ge=0, description="draws weights, batches and augmentation")
+    seed: int = Field(0, ge=0, lt=2**32, description="draws weights, batches and augmentation")
     backbone: str = Field("imagenet", description="imagenet (torchvision's), none, or a weights file")
     parent: str = Field(
         NO_PARENT,
@@ -122,7 +123,9 @@ class Recipe(BaseModel):
         0.7, gt=0, le=1, description="factor of the learning rate from each stage to the one before"
     )
     weight_decay: float = Field(0.05, ge=0, le=1, description="AdamW's decoupled decay")
-    warm_up_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up before the cosine")
+    warm_up_epochs: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up before the cosine"
+    )
     mixup_alpha: float = Field(
         0.0, ge=0, le=10, description="mixup: two images over one another, shares from Beta(alpha, alpha)"
     )
@@ -154,7 +157,9 @@ class Recipe(BaseModel):
     swa_share: float = Field(
         0.25, gt=0, le=1, description="share of all steps, the last ones, whose weights are averaged (swa)"
     )
-    gradient_clip_norm: float = Field(1.0, gt=0, description="longest gradient; a longer one is cut")
+    gradient_clip_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="longest gradient; a longer one is cut"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor or GPU computes in it"
     )
@@ -178,7 +183,8 @@ def read_recipe(path: Path | None = None, overrides: dict[str, Any] | None = Non
     where = str(path) if path else "recipe"
     if path is not None:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = load_yaml(path.read_text(encoding="utf-8"))
+            content = {} if content is None else content
         except FileNotFoundError as error:
             raise RecipeError(f"{path}: no such recipe file; check the path.") from error
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -200,7 +206,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise RecipeError(f"--set {text}: must have the form key=value, such as epochs=5.")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), load_yaml(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {text}: the value cannot be read; quote it.") from error
 
