@@ -33,3 +33,5 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_EachKeyOnce)  # a safe loader
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
+    except ValueError as error:  # such as a date that does not exist
+        raise yaml.YAMLError(str(error)) from error

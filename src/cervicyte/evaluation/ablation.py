@@ -104,15 +104,24 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     numbers = {field.name for field in dataclasses.fields(Plan)} - {"recipes", "changes", "flipped", "soups"}
     if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
         raise RecipeError(f"{path}: a plan has `base`, a recipe, and `variants`, a list of `name: changes`.")
-    unknown = sorted(set(content) - numbers - {"base", "variants"})
+    unknown = sorted(map(str, set(content) - numbers - {"base", "variants"}))
     if unknown:
         raise RecipeError(
             f"{path}: there is no key {unknown[0]}; the keys are base, variants, "
             f"{', '.join(sorted(numbers))}."
         )
-    stated: dict[str, Any] = {
-        key: tuple(value) if key == "judged" else value for key, value in content.items() if key in numbers
-    }
+    stated = _stated(path, {key: value for key, value in content.items() if key in numbers})
+    named = [(BASE, content.get("base"))]
+    named += [(f"variant {name}", change) for name, change in content["variants"].items()]
+    for name, settings in named:
+        if not isinstance(settings, dict | None):
+            raise RecipeError(f"{path}: {name} = {settings!r} will not do: give `key: value` lines.")
+    names = [BASE, *map(str, content["variants"])]
+    if len(set(map(_folder_name, names))) < len(names):
+        raise RecipeError(
+            f"{path}: two variants' names, or one and {BASE}, differ in signs alone or not at all; name them "
+            "apart."
+        )
     base = _flat(content.get("base") or {})
     changes: dict[str, dict[str, Any]] = {BASE: {}}
     for name, change in content["variants"].items():
@@ -129,16 +138,40 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             )
         except RecipeError as error:
             raise RecipeError(f"{path}, variant {name}: {error}") from error
-        _refuse_soup(path, name, soups.get(name), recipes[name])
-    if len({_folder_name(name) for name in recipes}) < len(recipes):
-        raise RecipeError(f"{path}: two variants' names differ in signs alone; name them apart.")
-    return Plan(recipes, changes, flipped, soups, **stated)
+        if name in soups:
+            _refuse_soup(path, name, soups[name], recipes[name])
+    plan = Plan(recipes, changes, flipped, soups, **stated)
+    _refuse_folds(path, plan)
+    return plan
+
+
+def _stated(path: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a plan for `Plan`, or refuse the first that is none."""
+    for key, value in numbers.items():
+        several = key == "judged"
+        listed = value if several else [value]
+        if not isinstance(listed, list) or any(type(one) is not int for one in listed):
+            wanted = "a list of whole numbers, such as [0, 1]" if several else "a whole number"
+            raise RecipeError(f"{path}: {key} = {value!r} will not do: give {wanted}.")
+    return {key: tuple(value) if key == "judged" else value for key, value in numbers.items()}
+
+
+def _refuse_folds(path: Path, plan: Plan) -> None:
+    """Refuse folds that there are not, and one that would be judged twice."""
+    for key in ("outer_folds", "inner_folds"):
+        if getattr(plan, key) < 2:
+            raise RecipeError(f"{path}: {key} = {getattr(plan, key)} will not do: give 2 or more.")
+    if not 0 <= plan.outer_fold < plan.outer_folds:
+        raise RecipeError(f"{path}: outer_fold: give one from 0 to {plan.outer_folds - 1}.")
+    there = all(0 <= fold < plan.inner_folds for fold in plan.judged)
+    if not there or not plan.judged or len(set(plan.judged)) < len(plan.judged):
+        raise RecipeError(
+            f"{path}: judged: give inner folds from 0 to {plan.inner_folds - 1}, one or more, each once."
+        )
 
 
 def _refuse_soup(path: Path, name: str, seeds: Any, recipe: Recipe) -> None:
     """Refuse a soup that cannot be made."""
-    if seeds is None:
-        return
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
         raise RecipeError(f"{path}, variant {name}: {SOUP} is a number of seeds, 2 or more.")
     if recipe.backbone == "none":
@@ -179,11 +212,9 @@ def ablate(
         The content of `ablation.json`.
 
     Raises:
-        UsageError: the plan names an inner fold that there is not, or `only` a variant.
+        UsageError: `only` names a variant that there is not.
         RunFolderError: `out` holds trainings of other recipes or cells.
     """
-    if not plan.judged or not set(plan.judged) <= set(range(plan.inner_folds)):
-        raise UsageError(f"judged: give inner folds from 0 to {plan.inner_folds - 1}, one or more.")
     if unknown := [name for name in only if name not in plan.recipes]:
         raise UsageError(f"{unknown[0]}: is no variant of the plan; they are {', '.join(plan.recipes)}.")
     dataset = read_dataset(data, known_groups)
