@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -133,6 +134,14 @@ def test_an_ablation_goes_on_and_says_what_was_not_run(cells, tmp_path):
     assert all(one["run"] for one in content["variants"])
     assert base.stat().st_mtime_ns == before
     assert not list((tmp_path / "c").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"minutes": "1", "parameters": 1, "commit": "a"}'])
+def test_a_damaged_note_of_a_training_is_named(done, cells, tmp_path, content):
+    shutil.copytree(done[0] / "a", tmp_path / "a")
+    (tmp_path / "a" / "slower" / "inner_1" / "about.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"inner_1/about\.json: is damaged.* done anew"):
+        ablate(cells, tmp_path / "a", plan_of(tmp_path))
 
 
 def test_trainings_of_another_recipe_are_not_taken_for_this_plans(cells, done, tmp_path):

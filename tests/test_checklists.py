@@ -12,6 +12,7 @@ from conftest import PROJECT
 from typer.testing import CliRunner
 
 from cervicyte.cli import app
+from cervicyte.errors import RunFolderError
 from cervicyte.evaluation.checklists import (
     AUTHOR_ONLY,
     draft,
@@ -21,6 +22,7 @@ from cervicyte.evaluation.checklists import (
     read_checklists,
     references,
 )
+from cervicyte.evaluation.run import read_metrics
 
 RESULTS = PROJECT / "docs" / "results"
 METRICS = json.loads((RESULTS / "sipakmed" / "metrics.json").read_text())
@@ -209,11 +211,47 @@ def test_the_command_takes_the_folder_of_a_cross_validation(tmp_path):
 
 
 def test_a_cross_validation_without_its_predictions_gets_one_sentence(tmp_path):
-    for content, said in (("{}", "predictions.csv: no such file"), ("{", "is damaged")):
-        (tmp_path / "cross_validation.json").write_text(content)
+    shutil.copy(FOLDS["model/group"] / "cross_validation.json", tmp_path)
+    told = CliRunner().invoke(app, ["report", str(tmp_path), "--checklist", "claim"])
+    assert told.exit_code == 2
+    assert "predictions.csv: no such file" in " ".join(told.output.split())
+
+
+NOT_METRICS = ("{", "[1, 2]", "5", "null", "{}", '{"context": {}}', "\xff")
+
+
+@pytest.mark.parametrize("content", NOT_METRICS)
+def test_figures_of_another_shape_are_refused_by_name(tmp_path, content):
+    for name in ("metrics.json", "cross_validation.json"):
+        (tmp_path / name).write_text(content, encoding="latin-1")
         told = CliRunner().invoke(app, ["report", str(tmp_path), "--checklist", "claim"])
-        assert told.exit_code == 2
-        assert said in " ".join(told.output.split())
+        assert told.exit_code == 2, told.exception
+        assert f"{name}: is damaged" in told.output.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("context", "seeds", []),
+        ("context", "folds", "5"),
+        ("context", "model", None),
+        ("figures", "accuracy", {}),
+        ("figures", "macro_f1", 0.9),
+        ("recipe", "epochs", "many"),
+        ("provenance", "commit", None),
+    ],
+)
+def test_a_summary_that_lacks_what_is_read_of_it_is_refused_by_name(tmp_path, section, key, value):
+    summary = stated(FOLDS["model/group"])
+    summary[section][key] = value
+    (tmp_path / "cross_validation.json").write_text(json.dumps(summary))
+    with pytest.raises(RunFolderError, match=r"cross_validation\.json: .*damaged.*; cross-validate anew"):
+        pooled_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.rglob("metrics.json")), ids=lambda file: file.parent.name)
+def test_the_figures_of_earlier_runs_are_still_read(file):
+    assert read_metrics(file.parent) == json.loads(file.read_text())
 
 
 # --- the paragraph ---------------------------------------------------------------------------------

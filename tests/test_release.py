@@ -127,13 +127,20 @@ def test_what_no_model_can_be_made_of_is_refused(cells, folds, tmp_path):
         release(cells, tmp_path, tmp_path / "out")
     probe = tmp_path / "probe"
     probe.mkdir()
-    (probe / "cross_validation.json").write_text(json.dumps({"recipe": None}))
+    summary = json.loads((folds / "cross_validation.json").read_text())
+    (probe / "cross_validation.json").write_text(json.dumps(summary | {"recipe": None}))
     with pytest.raises(RunFolderError, match="linear probe"):
         release(cells, probe, tmp_path / "out")
     leaking = tmp_path / "leaking"
     leaking.mkdir()
-    summary = json.loads((folds / "cross_validation.json").read_text())
     summary["context"]["leak"] = "Groups stand on both sides."
     (leaking / "cross_validation.json").write_text(json.dumps(summary))
     with pytest.raises(RunFolderError, match="must not flatter"):
         release(cells, leaking, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", "{}", '{"recipe": {}}', '{"recipe": {}, "context": {}}'])
+def test_a_summary_of_another_shape_is_refused_by_name(tmp_path, content):
+    (tmp_path / "cross_validation.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"cross_validation\.json: is damaged .*; cross-validate anew"):
+        release(tmp_path / "cells", tmp_path, tmp_path / "out")

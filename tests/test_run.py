@@ -165,6 +165,13 @@ def test_force_keeps_the_split_that_is_named_whatever_comes_after(run, cells, tm
     assert named_as_another.read_bytes() == before["split.csv"]
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", "5", "null", "{}", '{"cells": 5}'])
+def test_figures_of_another_shape_are_no_finished_run(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    refused = one_sentence(cervicyte("train", tmp_path / "cells", "--out", tmp_path, "--resume"))
+    assert "metrics.json: is damaged or of another kind; evaluate anew with --force." in refused
+
+
 def test_resuming_a_finished_run_changes_nothing(run, cells):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     result = cervicyte("train", cells, "--out", run, "--resume")

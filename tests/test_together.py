@@ -196,6 +196,15 @@ def test_a_finished_run_is_gone_on_with_only_as_it_was(left_out, data):
     assert "holds a finished run" in error_of(anew)
 
 
+@pytest.mark.parametrize("content", ["[1]", "5", "{}", '{"data_sets": {}, "left_out": 1, "recipe": {}}', "{"])
+def test_figures_of_another_shape_are_refused_by_name(tmp_path, content):
+    (tmp_path / "together.json").write_text(content)
+    named = (tmp_path / "one", tmp_path / "two")
+    refused = error_of(cervicyte("train-together", *named, "--out", tmp_path, "--resume"))
+    assert "together.json: is damaged" in refused
+    assert "start anew with --force" in refused
+
+
 def test_force_throws_nothing_away_before_all_that_is_read_is_right(run, data):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     named = (f"drawn={data / 'synthetic' / 'cells'}", data / "own")

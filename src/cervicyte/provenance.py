@@ -14,13 +14,13 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cervicyte.errors import UsageError
+from cervicyte.errors import RunFolderError, UsageError
 
 RESEARCH_USE_ONLY = "For research use only. Not for diagnostic procedures."
 
@@ -125,3 +125,40 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON atomically. NaN is refused: it is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, shape: Mapping[Any, Any], *, missing: str, damaged: str) -> dict[str, Any]:
+    """Read a JSON object that `write_json` left, if it has what is needed of it; it may have more.
+
+    Args:
+        path: the file.
+        shape: key -> what its value is: a type, the shape of an object, or a list that holds what each of
+            its values is, of which there are some; the key `...` stands for every other.
+        missing, damaged: what to do then, which ends the sentence.
+
+    Raises:
+        RunFolderError: the file is missing, is no JSON, or lacks something; the text names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise RunFolderError(f"{path}: {reason}; {missing}.") from error
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path}: is damaged; {damaged}.") from error
+    if not _fits(content, shape):
+        raise RunFolderError(f"{path}: is damaged or of another kind; {damaged}.")
+    return dict(content)
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Return whether a JSON value has a shape, see `read_json`."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and value != [] and all(_fits(one, shape[0]) for one in value)
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return False
+        inner = dict.fromkeys(value, shape[...]) if ... in shape else {}
+        inner |= {key: one for key, one in shape.items() if key is not ...}
+        return all(key in value and _fits(value[key], one) for key, one in inner.items())
+    return isinstance(value, shape)

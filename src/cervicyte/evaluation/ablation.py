@@ -9,7 +9,6 @@ the same cells, paired.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,14 @@ from cervicyte.evaluation.tables import read_predictions, write_table
 from cervicyte.metrics import Statistic
 from cervicyte.network.model_file import load_model_file
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text, written_atomically
+from cervicyte.provenance import (
+    RESEARCH_USE_ONLY,
+    provenance,
+    read_json,
+    write_json,
+    write_text,
+    written_atomically,
+)
 from cervicyte.training.loop import CHECKPOINT_NAME, HISTORY_NAME, MODEL_NAME, train
 from cervicyte.training.recipe import Recipe, read_recipe, write_recipe
 from cervicyte.training.soup import soup
@@ -364,7 +370,7 @@ def summary_of(
         row: dict[str, Any] = {"name": name, "changes": plan.changes[name], "run": table is not None}
         if table is not None and base is not None:
             folders = [out / _folder_name(name) / f"inner_{fold}" for fold in plan.judged]
-            about = [json.loads((folder / ABOUT_NAME).read_text(encoding="utf-8")) for folder in folders]
+            about = [_about(folder / ABOUT_NAME) for folder in folders]
             row |= figures_against(base, table, rest.classes)
             row |= elsewhere_against(out / _folder_name(BASE), out / _folder_name(name), plan.judged)
             row |= {
@@ -410,6 +416,13 @@ def judged_cells(folder: Path, judged: Sequence[int]) -> pd.DataFrame | None:
         return None
     tables = [read_predictions(part / JUDGED_NAME) for part in parts]
     return pd.concat(tables).sort_values("path", kind="stable", ignore_index=True)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Return what was noted of one training."""
+    shape = {"minutes": int | float, "parameters": int, "commit": str}
+    anew = "delete it, and the training is done anew"
+    return read_json(path, shape, missing=anew, damaged=anew)
 
 
 def figures_against(

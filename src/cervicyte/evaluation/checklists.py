@@ -8,7 +8,6 @@ there. Of a cross-validation the figures are those of all folds' predictions tog
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from cervicyte import __version__
 from cervicyte.datasets.classes import CITATIONS, grouping_of
 from cervicyte.errors import RunFolderError, UsageError
 from cervicyte.evaluation import last_stage
-from cervicyte.evaluation.cross_validation import POOLED_NAME, SUMMARY_NAME
+from cervicyte.evaluation.cross_validation import POOLED_NAME, SUMMARY_NAME, read_summary
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.model_card import TERMS
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES, figures_of
@@ -203,42 +202,37 @@ def pooled_metrics(folder: Path, draws: int = DRAWS) -> dict[str, Any]:
     Raises:
         RunFolderError: one of them is missing or damaged.
     """
+    summary = read_summary(folder)
     try:
-        summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
         pooled = pd.read_csv(
             folder / POOLED_NAME, keep_default_na=False, dtype=dict.fromkeys(FIRST_COLUMNS[:4], str)
         )
-        stated, recipe, names = summary["context"], summary["recipe"], summary["class_names"]
-        keys = ("folds", "seeds", "by")
-        folds = {key: stated[key] for key in keys} | {
-            key: summary[key] for key in ("figures", "fold_accuracy")
-        }
-        context = {**stated, "cross_validation": folds}
-        cells, groups, origin = summary["cells"], summary["groups"], summary["provenance"]
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{error.filename}: no such file; finish the cross-validation, or put {POOLED_NAME} beside "
             f"{SUMMARY_NAME}."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{folder}: {SUMMARY_NAME} or {POOLED_NAME} is damaged; call cross-validate anew."
-        ) from error
+    except ValueError as error:
+        raise RunFolderError(f"{folder / POOLED_NAME}: is damaged; cross-validate anew.") from error
+    stated, recipe, names = summary["context"], summary["recipe"], summary["class_names"]
+    folds = {key: stated[key] for key in ("folds", "seeds", "by")}
+    folds |= {key: summary[key] for key in ("figures", "fold_accuracy")}
+    context = {**stated, "cross_validation": folds}
     if recipe is not None:
         context["recipe"] = recipe
-    if recipe is not None and Recipe.model_validate(recipe).classifier != "logistic":
-        network = NETWORKS[recipe.get("network", CBAMResNet50.kind)](len(names), recipe["placement"])
+    if recipe is not None and (settings := Recipe.model_validate(recipe)).classifier != "logistic":
+        network = NETWORKS[settings.network](len(names), settings.placement)
         context["model"] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "network": network.kind,
-            "placement": recipe["placement"],
+            "placement": settings.placement,
             "backbone": {"source": stated["model"]["backbone"]},
             "image_size": stated["model"]["image_size"],
         }
         if parent := stated["model"].get("started_from"):
             context["model"]["started_from"] = {"file": parent}
     figures = figures_of(evaluate_predictions(pooled, names, draws), None, context)
-    return {**figures, "cells": cells, "groups": groups, "provenance": origin}
+    return {**figures, **{key: summary[key] for key in ("cells", "groups", "provenance")}}
 
 
 # --- what a run knows ----------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from cervicyte.evaluation.ledger import openings, record_opening, times_opened
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
 from cervicyte.evaluation.report import write_evaluation
 from cervicyte.evaluation.run import (
+    FIGURE_SHAPE,
     RECIPE_NAME,
     SPLIT_NAME,
     SplitChoice,
@@ -63,6 +64,7 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import (
     RESEARCH_USE_ONLY,
     provenance,
+    read_json,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -74,6 +76,28 @@ from cervicyte.training.start import load_parent, with_parents_settings
 
 TABLE_NAME = "cross_validation.csv"
 SUMMARY_NAME = "cross_validation.json"
+SUMMARY_SHAPE = {
+    "cells": int,
+    "groups": int,
+    "class_names": [str],
+    "figures": {
+        "accuracy": {**FIGURE_SHAPE, "standard_deviation_over_seeds": float | None},
+        "expected_calibration_error_before": FIGURE_SHAPE,
+        "expected_calibration_error_after": FIGURE_SHAPE,
+        ...: FIGURE_SHAPE,
+    },
+    "fold_accuracy": [{"accuracy": float}],
+    "context": {
+        **dict.fromkeys(("title", "data", "layout", "by", "test_parts_opened"), str),
+        "folds": int,
+        "seeds": [int],
+        "command": str | None,
+        "model": {"backbone": str, "image_size": int},
+    },
+    "recipe": dict | None,
+    "provenance": {"commit": str, "written": str, "versions": dict, "machine": str},
+}
+"""What is read of the summary of `cross_validate`."""
 PAGE_NAME = "cross_validation.md"
 POOLED_NAME = "predictions.csv"
 CALIBRATED_NAME = "calibrated_predictions.csv"
@@ -374,6 +398,23 @@ def bootstrap_estimates(groups: pd.Series, statistic: Statistic) -> list[Estimat
     """Return the K figures with intervals from a bootstrap over groups."""
     bootstrap = metrics.group_bootstrap(groups.to_numpy(str), statistic)
     return [Estimate(*map(float, one)) for one in zip(*bootstrap, strict=True)]
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return what a finished cross-validation left.
+
+    Raises:
+        RunFolderError: it left nothing, or something else.
+    """
+    path, anew = folder / SUMMARY_NAME, "cross-validate anew"
+    missing = "finish `cervicyte cross-validate` first"
+    summary = read_json(path, SUMMARY_SHAPE, missing=missing, damaged=anew)
+    try:
+        if summary["recipe"] is not None:
+            Recipe.model_validate(summary["recipe"])
+    except ValueError as error:
+        raise RunFolderError(f"{path}: its recipe is damaged; {anew}.") from error
+    return summary
 
 
 def as_json(figure: Estimate) -> dict[str, float | None]:

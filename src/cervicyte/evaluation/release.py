@@ -8,7 +8,6 @@ cell's distance in the fold that had not seen it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from cervicyte.datasets.splits import cells_of, read_split, verify_contents
 from cervicyte.errors import RunFolderError
 from cervicyte.evaluation.answers import attach, statistics_of, usual_background
 from cervicyte.evaluation.calibration import Calibration, read_calibration
-from cervicyte.evaluation.cross_validation import SUMMARY_NAME, fold_folder
+from cervicyte.evaluation.cross_validation import SUMMARY_NAME, fold_folder, read_summary
 from cervicyte.evaluation.familiarity import Familiarity, distances_of, fit_familiarity, fit_spaces
 from cervicyte.evaluation.features import STAGES, pooled_features
 from cervicyte.evaluation.model_card import model_card
@@ -115,12 +114,8 @@ def release(
 
 def _summary_of(folds: Path) -> dict[str, Any]:
     """Return what a cross-validation left, if a model can be made by it."""
-    path = folds / SUMMARY_NAME
-    try:
-        summary = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: cannot be read; finish `cervicyte cross-validate` first.") from error
-    if summary.get("recipe") is None:
+    path, summary = folds / SUMMARY_NAME, read_summary(folds)
+    if summary["recipe"] is None:
         raise RunFolderError(f"{path}: is of a linear probe; cross-validate networks, without --frozen.")
     if leak := summary["context"].get("leak"):
         raise RunFolderError(f"{path}: {leak} Figures that travel with a model must not flatter.")

@@ -6,7 +6,6 @@ file on any labelled cells, `probe` runs the control. All three end in the same 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ from cervicyte.network.heads import load_with_head
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.pages import agreeing, counted
 from cervicyte.progress import SILENT, Progress
+from cervicyte.provenance import read_json
 from cervicyte.training.cells import load_cells
 from cervicyte.training.loop import (
     CHECKPOINT_NAME,
@@ -68,6 +68,21 @@ RECIPE_NAME = "recipe.yaml"
 SPLIT_NAME = "split.csv"
 SPLIT_FILES = (SPLIT_NAME, about_path(Path(SPLIT_NAME)).name)
 METRICS_NAME = "metrics.json"
+FIGURE_SHAPE = dict.fromkeys(("value", "low", "high"), int | float | None)
+METRICS_SHAPE = {
+    "cells": int,
+    "groups": int,
+    "class_names": [str],
+    "overall": {"accuracy": FIGURE_SHAPE, ...: FIGURE_SHAPE},
+    "per_class": {
+        ...: {"support": int, **dict.fromkeys(("precision", "recall", "specificity"), FIGURE_SHAPE)}
+    },
+    "confusion_matrix": [[int]],
+    "intervals": {"level": float, "draws": int, "seed": int},
+    "context": {"title": str, "data": str, "layout": str},
+    "provenance": {"versions": dict, "machine": str},
+}
+"""What is read of `report.figures_of`."""
 RUN_FILES = (
     MODEL_NAME,
     HISTORY_NAME,
@@ -323,13 +338,12 @@ def read_metrics(out: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: there are none, or they are damaged.
     """
-    path = out / METRICS_NAME
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path}: no such file; finish the run with --resume first.") from error
-    except ValueError as error:
-        raise RunFolderError(f"{path}: is damaged; evaluate anew with --force.") from error
+    return read_json(
+        out / METRICS_NAME,
+        METRICS_SHAPE,
+        missing="finish the run with --resume first",
+        damaged="evaluate anew with --force",
+    )
 
 
 def files_of_run(out: Path) -> list[Path]:

@@ -8,7 +8,6 @@ training, to measure the common answer on cells of a laboratory that the network
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -66,6 +65,7 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import (
     RESEARCH_USE_ONLY,
     provenance,
+    read_json,
     sha256_of_file,
     write_json,
     write_text,
@@ -553,12 +553,17 @@ def _finished(
     progress: Progress,
 ) -> dict[str, Any]:
     """Return the figures of a finished run, unless they are of another recipe, split or other data sets."""
+    content = read_json(
+        out / SUMMARY_NAME,
+        {"data_sets": dict, "left_out": dict | None, "recipe": dict},
+        missing="start anew with --force",
+        damaged="start anew with --force",
+    )
     try:
-        content = dict(json.loads((out / SUMMARY_NAME).read_text(encoding="utf-8")))
-        begun = list(content["data_sets"]), (content["left_out"] or {}).get("name")
         changed = differing_keys(Recipe.model_validate(content["recipe"]), recipe)
-    except (ValueError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise RunFolderError(f"{out / SUMMARY_NAME}: is damaged; start anew with --force.") from error
+    begun = list(content["data_sets"]), (content["left_out"] or {}).get("name")
     if changed or begun != (list(names), left_out):
         what = f"another recipe ({', '.join(changed)} differ)" if changed else "other data sets"
         raise RunFolderError(
