@@ -249,6 +249,23 @@ def test_a_summary_that_lacks_what_is_read_of_it_is_refused_by_name(tmp_path, se
         pooled_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ("path,group\n1,2\n", "is not a table of predictions"),
+        (
+            "seed,fold,path,group,true_class,predicted_class,confidence,p_a\n0,0,x,g,a,a,1,1\n",
+            "other classes",
+        ),
+    ],
+)
+def test_pooled_predictions_that_will_not_do_are_named(tmp_path, of, said):
+    shutil.copy(FOLDS["model/group"] / "cross_validation.json", tmp_path)
+    (tmp_path / "predictions.csv").write_text(of)
+    with pytest.raises(RunFolderError, match=rf"predictions\.csv: .*{said}"):
+        pooled_metrics(tmp_path)
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("metrics.json")), ids=lambda file: file.parent.name)
 def test_the_figures_of_earlier_runs_are_still_read(file):
     assert read_metrics(file.parent) == json.loads(file.read_text())

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import PROJECT
 from PIL import Image
 
 from cervicyte.errors import RunFolderError, UsageError
@@ -26,6 +27,7 @@ from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SIPAKMED = ("Dyskeratotic", "Koilocytotic", "Metaplastic", "Parabasal", "Superficial-Intermediate")
+RESULTS = PROJECT / "docs" / "results"
 DRAWS = 200
 VOID = {"meta", "br", "img"}
 
@@ -199,6 +201,54 @@ def test_what_is_no_predictions_table_is_refused_by_name(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(RunFolderError, match=re.escape(str(path))):
         read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.iloc[:0], "holds no cell"),
+        (lambda table: table.drop(columns=["p_a", "p_b"]), "is not a table of predictions"),
+        (lambda table: table.assign(confidence="nan"), "0.png has confidence = nan, which is not"),
+        (lambda table: table.assign(confidence=-3.0), "0.png has confidence = -3.0, which is not"),
+        (lambda table: table.assign(p_b=7.5), "0.png has p_b = 7.5, which is not from 0 to 1"),
+        (lambda table: table.assign(p_b=float("inf")), "0.png has p_b = inf, which is not"),
+        (lambda table: table.assign(predicted_class="c"), "0.png is called c, but there is no column p_c"),
+        (lambda table: pd.concat([table, table["p_a"]], axis=1), "has the column p_a twice"),
+        (lambda table: pd.concat([table, table["group"]], axis=1), "has the column group twice"),
+        (lambda table: table.assign(seed=0), "is not a table of predictions"),
+    ],
+)
+def test_damaged_predictions_are_refused_by_name(tmp_path, change, said):
+    table = made(("a", "b"), count=8).assign(path=[f"{index}.png" for index in range(8)])
+    path = tmp_path / "mine.csv"
+    write_table(table, path)
+    assert len(read_predictions(path)) == 8
+    write_table(change(table), path)
+    with pytest.raises(RunFolderError, match=rf"^{re.escape(str(path))}: {said}.*; \w+ .*\.$"):
+        read_predictions(path)
+
+
+def test_rows_longer_than_their_header_are_refused(tmp_path):
+    path = tmp_path / "mine.csv"
+    write_table(made(("a", "b"), count=8), path)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{row},0.5" for row in rows)]))
+    with pytest.raises(RunFolderError, match="is not a table of predictions"):
+        read_predictions(path)
+
+
+def test_the_predictions_of_earlier_runs_are_still_read():
+    files = [*RESULTS.rglob("test_predictions.csv"), *RESULTS.glob("ablation/base/*/*_predictions.csv")]
+    assert len(files) > 9
+    for file in files:
+        assert len(read_predictions(file)) == len(pd.read_csv(file))
+
+
+def test_a_class_that_a_compared_model_does_not_know_is_named_with_the_run():
+    table = made(("a", "b"), count=8)
+    other = table.assign(true_class="c")
+    with pytest.raises(UsageError, match=r"^second: the true class c is none of its model's classes"):
+        comparison_table({"first": table, "second": other}, draws=DRAWS)
 
 
 def test_pictures_carry_the_notice_and_do_not_change_from_run_to_run(folder, tmp_path):

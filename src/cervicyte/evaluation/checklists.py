@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from cervicyte import __version__
@@ -27,7 +26,7 @@ from cervicyte.evaluation.model_card import TERMS
 from cervicyte.evaluation.report import NOT_IN_PERCENT, OVERALL_TITLES, figures_of
 from cervicyte.evaluation.run import read_metrics
 from cervicyte.evaluation.seen import NOT_PATIENTS
-from cervicyte.evaluation.tables import FIRST_COLUMNS, PREDICTIONS_NAME, evaluate_predictions
+from cervicyte.evaluation.tables import PREDICTIONS_NAME, evaluate_predictions, read_predictions
 from cervicyte.metrics import DRAWS
 from cervicyte.network.description import Metadata
 from cervicyte.network.model_file import load_model_file
@@ -202,19 +201,15 @@ def pooled_metrics(folder: Path, draws: int = DRAWS) -> dict[str, Any]:
     Raises:
         RunFolderError: one of them is missing or damaged.
     """
-    summary = read_summary(folder)
-    try:
-        pooled = pd.read_csv(
-            folder / POOLED_NAME, keep_default_na=False, dtype=dict.fromkeys(FIRST_COLUMNS[:4], str)
-        )
-    except FileNotFoundError as error:
+    summary, file = read_summary(folder), folder / POOLED_NAME
+    if not file.is_file():
         raise RunFolderError(
-            f"{error.filename}: no such file; finish the cross-validation, or put {POOLED_NAME} beside "
-            f"{SUMMARY_NAME}."
-        ) from error
-    except ValueError as error:
-        raise RunFolderError(f"{folder / POOLED_NAME}: is damaged; cross-validate anew.") from error
+            f"{file}: no such file; finish the cross-validation, or put {POOLED_NAME} beside {SUMMARY_NAME}."
+        )
+    pooled = read_predictions(file, beside=("seed", "fold"))
     stated, recipe, names = summary["context"], summary["recipe"], summary["class_names"]
+    if {*pooled["true_class"]} - {*names} or {f"p_{name}" for name in names} - {*pooled.columns}:
+        raise RunFolderError(f"{file}: has other classes than {SUMMARY_NAME}; cross-validate anew.")
     folds = {key: stated[key] for key in ("folds", "seeds", "by")}
     folds |= {key: summary[key] for key in ("figures", "fold_accuracy")}
     context = {**stated, "cross_validation": folds}

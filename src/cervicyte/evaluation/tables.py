@@ -32,6 +32,8 @@ OVERALL_METRICS = (
     "brier_score",
 )
 CLASS_METRICS = ("accuracy", "precision", "recall", "specificity", "f1", "auc")
+ROUNDING = 1e-6  # by which a probability may lie outside of 0 to 1
+ANEW = "evaluate the model anew"
 UNDEFINED = "\N{EN DASH}"  # what people read where a figure does not exist
 GROUPINGS: tuple[str, ...] = get_args(Grouping)
 
@@ -167,12 +169,18 @@ def comparison_table(
     difference in accuracy with the p-value of a permutation test, see `metrics.compare_paired`.
 
     Raises:
-        UsageError: the tables are not of the same cells; the text names one that differs.
+        UsageError: the tables are not of the same cells; the text names one that differs. Or one has cells
+            of a class that its model does not know.
     """
     first = next(iter(named_tables.values()))
     rows = []
     for name, table in named_tables.items():
         class_names = [column.removeprefix("p_") for column in table.columns if column.startswith("p_")]
+        if unknown := sorted({*table["true_class"]} - {*class_names}):
+            raise UsageError(
+                f"{name}: the true class {unknown[0]} is none of its model's classes; evaluate it with "
+                "--class-map, or on cells of its classes."
+            )
         overall = evaluate_predictions(table, class_names, draws, seed).overall
         difference = metrics.compare_paired(first, table, draws, seed)
         figures = {
@@ -188,11 +196,17 @@ def comparison_table(
     return pd.DataFrame(rows)
 
 
-def read_predictions(run: Path) -> pd.DataFrame:
+def read_predictions(run: Path, beside: Sequence[str] = ()) -> pd.DataFrame:
     """Read the predictions of a run folder, or such a file itself.
 
+    Its true classes may be others than those that the model knows: another laboratory's, say.
+
+    Args:
+        run: the folder or the file.
+        beside: columns that this table has beside the usual ones.
+
     Raises:
-        RunFolderError: there are none, or they are not a predictions table.
+        RunFolderError: there are none, or they are not a predictions table, or a damaged one.
     """
     path = run / PREDICTIONS_NAME if run.is_dir() else run
     try:
@@ -202,16 +216,39 @@ def read_predictions(run: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise RunFolderError(f"{path}: is not a table of predictions; name a finished run.") from error
     try:
+        # As a row like any other, since pandas renames a column that stands there twice.
+        header = pd.read_csv(StringIO(text), header=None, nrows=1, keep_default_na=False, dtype=str).iloc[0]
+        if header.duplicated().any():
+            twice = header[header.duplicated()].iloc[0]
+            raise RunFolderError(f"{path}: has the column {twice} twice; {ANEW}.")
         table = pd.read_csv(
             StringIO(text), keep_default_na=False, dtype=dict.fromkeys(FIRST_COLUMNS[:4], str)
         )
-        missing = {*FIRST_COLUMNS} - {*table.columns}
-        scores = table.columns.drop([*FIRST_COLUMNS, *ANSWER_COLUMNS], errors="ignore")
-        if missing or not all(name.startswith("p_") for name in scores):
+        missing = {*FIRST_COLUMNS, *beside} - {*table.columns}
+        scores = table.columns.drop([*FIRST_COLUMNS, *ANSWER_COLUMNS, *beside], errors="ignore")
+        shifted = not isinstance(table.index, pd.RangeIndex)  # rows are longer than the header
+        if missing or shifted or scores.empty or not all(name.startswith("p_") for name in scores):
             raise ValueError("wrong columns")
-        return table.astype(dict.fromkeys(["confidence", *scores], float))
+        table = table.astype(dict.fromkeys(["confidence", *scores], float))
     except ValueError as error:  # ParserError and EmptyDataError are such
         raise RunFolderError(f"{path}: is not a table of predictions; name a finished run.") from error
+    _refuse_damaged(path, table, list(scores))
+    return table
+
+
+def _refuse_damaged(path: Path, table: pd.DataFrame, scores: Sequence[str]) -> None:
+    """Refuse a table without cells, one of shares that are none, and calls that have no probability."""
+    if table.empty:
+        raise RunFolderError(f"{path}: holds no cell; {ANEW}.")
+    for column in ("confidence", *scores):
+        wrong = table[~table[column].between(-ROUNDING, 1 + ROUNDING)]  # NaN is between nothing
+        if len(wrong):
+            cell, value = wrong.iloc[0][["path", column]]
+            raise RunFolderError(f"{path}: {cell} has {column} = {value}, which is not from 0 to 1; {ANEW}.")
+    unknown = table[~("p_" + table["predicted_class"]).isin(scores)]
+    if len(unknown):
+        cell, called = unknown.iloc[0][["path", "predicted_class"]]
+        raise RunFolderError(f"{path}: {cell} is called {called}, but there is no column p_{called}; {ANEW}.")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
