@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import io
 import math
 import signal
@@ -44,6 +45,18 @@ def tamper(path: Path, *statements: str) -> None:
         database.execute(statement)
     database.commit()
     database.close()
+
+
+def loosened(path: Path, *statements: str) -> None:
+    """Change a log as its owner could, in a table that takes whatever it is given."""
+    columns = "time, image_sha256, model_sha256, answer, label, remark, blind, hash"
+    tamper(
+        path,
+        "ALTER TABLE reading RENAME TO strict",
+        f"CREATE TABLE reading (number INTEGER PRIMARY KEY AUTOINCREMENT, {columns})",
+        "INSERT INTO reading SELECT * FROM strict",
+        *statements,
+    )
 
 
 def test_what_was_added_is_read_back(tmp_path):
@@ -231,6 +244,49 @@ def test_what_is_no_log_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(ReadingLogError, match="no such reading log"):
         ReadingLog(tmp_path / "absent.sqlite", create=False)
     assert not (tmp_path / "absent.sqlite").exists()
+
+
+ANSWER = '{"predicted_class":%s,"confidence":%s,"probabilities":{},"prediction_set":%s,"verdict":"answer"}'
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("'{}'", "'[1]'", "'null'", "NULL", "'not json'", "x'7b7d'", "5"),
+        *(f"'{ANSWER % said}'" for said in (("1", "0.5", "[]"), ('"a"', "true", "[1]"), ('"a"', '"1"', "[]"),
+          ('"a"', "1" + "0" * 400, "[]"), ('"a"', "NaN", "[]"), (r'"\ud83d"', "0.5", "[]"))),
+    ],
+)  # fmt: skip
+def test_a_row_whose_answer_was_changed_is_named_in_one_sentence(tmp_path, value):
+    log = fill(tmp_path / "log.sqlite")
+    loosened(log.path, f"UPDATE reading SET answer = {value} WHERE number = 3")
+    exported = CliRunner().invoke(app, ["log", "export", str(log.path), "--out", str(tmp_path / "r.csv")])
+    assert exported.exit_code == 2
+    assert f"{log.path}: the answer of reading 3 is not what Cervicyte writes" in exported.output
+    assert exported.output.count("\n") == 1
+    assert not (tmp_path / "r.csv").exists()
+    assert str(log.verify().fault).startswith("Reading 3 is not as it was written")
+    del exported
+    gc.collect()  # what was left in mid-course would say so now
+
+
+@pytest.mark.parametrize("column", ["time", "image_sha256", "model_sha256", "label", "remark", "hash"])
+def test_bytes_in_place_of_text_are_not_as_it_was_written(tmp_path, column):
+    log = fill(tmp_path / "log.sqlite")
+    loosened(log.path, f"UPDATE reading SET {column} = x'ff00' WHERE number = 2")
+    verified = CliRunner().invoke(app, ["log", "verify", str(log.path)])
+    assert verified.exit_code == 1
+    assert "Reading 2 is not as it was written" in verified.output
+    with pytest.raises(ReadingLogError, match=f"the {column} of reading 2 is not what"):
+        log.csv()
+
+
+def test_nothing_is_added_after_a_hash_that_is_none(tmp_path):
+    log = fill(tmp_path / "log.sqlite")
+    loosened(log.path, "UPDATE reading SET hash = x'ff00' WHERE number = 4")
+    with pytest.raises(ReadingLogError, match="the hash of reading 4 is not what"):
+        log.add("9" * 64, MODEL, SAID, "Parabasal", blind=True)
 
 
 def test_too_long_a_label_is_refused(tmp_path):

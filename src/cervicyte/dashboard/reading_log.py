@@ -71,6 +71,7 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT_VERSION};
 COMMIT;
 """
+TEXTS = ("time", "image_sha256", "model_sha256", "answer", "label", "remark", "hash")
 COLUMNS = "number, time, image_sha256, model_sha256, answer, label, remark, blind, hash"
 
 
@@ -237,21 +238,26 @@ class ReadingLog:
                 "SELECT number, hash FROM reading ORDER BY number DESC LIMIT 1"
             ).fetchone()
             number, before = (last[0] + 1, last[1]) if last else (1, FIRST_HASH)
+            if not isinstance(before, str):
+                raise ReadingLogError(
+                    f"{self.path}: the hash of reading {last[0]} is not what Cervicyte writes there, so that "
+                    "no reading can be added; take an intact copy, or name another file."
+                )
             stored = (number, *row.values())
             digest = _hash(before, stored)
             marks = ", ".join("?" * (len(stored) + 1))
             database.execute(f"INSERT INTO reading ({COLUMNS}) VALUES ({marks})", (*stored, digest))
             database.execute("COMMIT")
-        return _reading((*stored, digest))
+        return _reading(self.path, (*stored, digest))
 
     def rows(self) -> list[Reading]:
         """Return all readings in their order.
 
         Raises:
-            ReadingLogError: the file is damaged.
+            ReadingLogError: the file is damaged, or a row is not one that Cervicyte wrote.
         """
         with self._connected() as database:
-            return [_reading(row) for row in _all(database)]
+            return [_reading(self.path, row) for row in _all(database)]
 
     def agreement(self) -> Agreement:
         """Return how far reader and model agree, with 95 % intervals from drawing cells with replacement.
@@ -281,7 +287,7 @@ class ReadingLog:
             for stored in _all(database):
                 if stored[0] != rows + 1:
                     return Verification(rows, before, f"Reading {rows + 1} is missing.")
-                if stored[-1] != _hash(before, stored[:-1]):
+                if not _holds(before, stored):
                     return Verification(
                         rows,
                         before,
@@ -331,7 +337,7 @@ class ReadingLog:
             ) as database:
                 database.execute("PRAGMA synchronous = FULL")
                 yield database
-        except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise ReadingLogError(
                 f"{self.path}: cannot be used as a reading log ({error}); check its permissions and the "
                 "disk, or take an intact copy."
@@ -396,13 +402,53 @@ def export_readings(log: ReadingLog, path: Path, *, force: bool = False) -> None
     write_text(path, log.csv())
 
 
-def _all(database: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    yield from database.execute(f"SELECT {COLUMNS} FROM reading ORDER BY number")
+def _all(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    return database.execute(f"SELECT {COLUMNS} FROM reading ORDER BY number").fetchall()
 
 
-def _reading(row: tuple[Any, ...]) -> Reading:
+def _reading(path: Path, row: tuple[Any, ...]) -> Reading:
+    """Return a row as a reading; `path` is what messages name.
+
+    Raises:
+        ReadingLogError: it is not one that Cervicyte wrote.
+    """
     values = dict(zip([field.name for field in dataclasses.fields(Reading)], row, strict=True))
-    return Reading(**{**values, "answer": json.loads(values["answer"]), "blind": bool(values["blind"])})
+    strange = [name for name in TEXTS if not isinstance(values[name], str)]
+    answer = None if strange else _answer(values["answer"])
+    if answer is None:
+        raise ReadingLogError(
+            f"{path}: the {strange[0] if strange else 'answer'} of reading {values['number']} is not what "
+            "Cervicyte writes there, so the log was changed; take an intact copy."
+        )
+    return Reading(**{**values, "answer": answer, "blind": bool(values["blind"])})
+
+
+def _answer(text: str) -> dict[str, Any] | None:
+    """Return what `answer_of` gave, from its JSON; None if it is anything else."""
+    try:
+        said = json.loads(text)
+        json.dumps(said, ensure_ascii=False).encode()  # no file takes the half of a character as an escape
+    except (ValueError, RecursionError):
+        return None
+    holds = (
+        isinstance(said, dict)
+        and isinstance(said.get("predicted_class"), str)
+        and isinstance(said.get("confidence"), int | float)
+        and 0 <= round(said["confidence"], 3) <= 1
+        and isinstance(said.get("probabilities"), dict)
+        and isinstance(said.get("prediction_set"), list)
+        and all(isinstance(name, str) for name in said["prediction_set"])
+        and isinstance(said.get("verdict"), str)
+    )
+    return said if holds else None
+
+
+def _holds(before: str, stored: tuple[Any, ...]) -> bool:
+    """Return whether a row has the hash that it was written with; bytes, which no log holds, have none."""
+    try:
+        return bool(stored[-1] == _hash(before, stored[:-1]))
+    except (TypeError, ValueError):
+        return False
 
 
 def _hash(before: str, stored: tuple[Any, ...]) -> str:
