@@ -483,11 +483,20 @@ def test_a_manifest_without_groups_takes_them_from_the_table_or_says_so(tmp_path
         ("path,label\n001_01.png,x\n001.png,x\nb.png,y\n", "names whole fields as cells"),
         ('path,label\n"a.png,x\n', "cannot be read as a csv table"),
         ("", "cannot be read as a csv table"),
+        ("path,label,label\na.png,x,y\nb.png,y,x\n", "has a column twice ('path', 'label', 'label')"),
+        ("path, path,label,,\na.png,b.png,x,,\n", "has a column twice ('path', 'path', 'label')"),
+        ("path,label\na.png,x\na\0b.png,y\n", r"row 3: the path 'a\x00b.png' holds a zero byte"),
+        (f"{'path' * 50_000},label\na.png,x\n", "cannot be read as a csv table (field larger"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_by_its_row(tmp_path, text, reason):
     files = ["a.png", "b.png", "a-d.png", "001.png", "001_01.png", "notes.txt", "sub/c.png"]
     assert reason in refusal_of(manifest(tmp_path, text, *files))
+
+
+def test_nameless_columns_are_no_column_twice(tmp_path):
+    commas = manifest(tmp_path, "path,label,,\na.png,x,,\nb.png,y,,\n", "a.png", "b.png")
+    assert [cell.label for cell in read_dataset(commas).cells] == ["x", "y"]
 
 
 def test_files_that_are_no_manifest_are_refused(tmp_path):

@@ -15,6 +15,7 @@ Whatever lies in none of these ways is refused with the reason: no cell, field o
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import re
 from collections import Counter, defaultdict
@@ -529,6 +530,10 @@ def _manifest_table(path: Path) -> pd.DataFrame:
     """Return the manifest that lies in a file."""
     try:
         if path.suffix.lower() == ".csv":
+            # pandas would rename the second of two columns, and nameless ones are a spreadsheet's commas.
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                named = [name.strip() for name in next(csv.reader(file), []) if name.strip()]
+            _refuse_a_column_twice(path, named)
             table = pd.read_csv(
                 path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
             )
@@ -539,7 +544,7 @@ def _manifest_table(path: Path) -> pd.DataFrame:
                 f"{path}: is neither a folder nor a manifest; give a folder of class folders, or a .csv or "
                 ".parquet file with the columns path,label."
             )
-    except (ValueError, pd.errors.ParserError) as error:  # also UnicodeDecodeError, ArrowInvalid
+    except (ValueError, csv.Error, pd.errors.ParserError) as error:  # also UnicodeDecodeError, ArrowInvalid
         reason = " ".join(str(error).split())
         raise DatasetError(
             f"{path}: cannot be read as a {path.suffix[1:]} table ({reason}); save it anew as UTF-8."
@@ -558,8 +563,7 @@ def _manifest_of(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         raise DatasetError(
             f"{path}: has no column {_listed(missing)}; a manifest's columns are path,label[,group,split]."
         )
-    if len(set(columns)) < len(columns):
-        raise DatasetError(f"{path}: has a column twice ({_listed(columns)}); keep one of each.")
+    _refuse_a_column_twice(path, columns)
     rows = [["" if pd.isna(value) else str(value).strip() for value in row] for row in table.to_numpy(object)]
     numbered = [(number, row) for number, row in enumerate(rows, start=2) if any(row)]
     return pd.DataFrame(
@@ -567,7 +571,14 @@ def _manifest_of(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _refuse_a_column_twice(path: Path, columns: Sequence[str]) -> None:
+    if len(set(columns)) < len(columns):
+        raise DatasetError(f"{path}: has a column twice ({_listed(columns)}); keep one of each.")
+
+
 def _manifest_name(where: str, entry: str) -> str:
+    if "\0" in entry:
+        raise DatasetError(f"{where}: the path {entry!r} holds a zero byte, as no file's does; correct it.")
     name = entry.replace("\\", "/")
     if name.startswith("/") or PureWindowsPath(entry).is_absolute():
         raise DatasetError(
