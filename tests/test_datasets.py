@@ -27,7 +27,7 @@ from cervicyte.datasets.classes import (
     proper_names,
 )
 from cervicyte.datasets.groups import join_equal_contents, sipakmed_field_groups
-from cervicyte.datasets.inspection import _images_under
+from cervicyte.datasets.inspection import _images_under, inspect_dataset
 from cervicyte.datasets.layouts import Cell, evenly_spaced, read_dataset, read_images_or_dataset
 from cervicyte.datasets.synthetic import write_dataset
 from cervicyte.errors import DatasetError
@@ -55,7 +55,7 @@ def write_files(root: Path, *names: str) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"content of {name}")
+        path.write_text(f"content of {name}", errors="backslashreplace")
     return root
 
 
@@ -300,6 +300,37 @@ def test_links_to_class_folders_are_followed_and_what_lies_too_deep_behind_one_i
 
 def test_a_missing_folder_is_refused(tmp_path):
     assert "no such folder" in refusal_of(tmp_path / "nowhere")
+
+
+ELSEWHERE = pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("name", ["x/\udcff.png", "\udce9/a.png"])
+def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_made_of_it(tmp_path, name):
+    write_files(tmp_path, "x/1.png", "y/2.png", name)
+    shown = str(tmp_path / name).replace("\udcff", r"\udcff").replace("\udce9", r"\udce9")
+    looks = [
+        lambda: read_dataset(tmp_path),
+        lambda: read_images_or_dataset(tmp_path),
+        lambda: read_images_or_dataset((tmp_path / name).parent),
+        lambda: read_images_or_dataset(tmp_path / name),
+        lambda: inspect_dataset(tmp_path, tmp_path / "out"),
+        lambda: inspect_dataset((tmp_path / name).parent, tmp_path / "out"),  # is listed though refused
+    ]
+    for look in looks:
+        with pytest.raises(DatasetError) as caught:
+            look()
+        assert str(caught.value).startswith(f"{shown}: the name is not UTF-8")
+        assert str(caught.value).endswith("rename the file or folder.")
+    assert not (tmp_path / "out").exists()
+
+
+@ELSEWHERE
+def test_a_file_that_is_left_out_may_have_any_name_and_is_named_with_escapes(tmp_path):
+    write_files(tmp_path, "x/1.png", "y/2.png", "y/r\udce9sum\udce9.txt")
+    (warning,) = (one for one in read_dataset(tmp_path).warnings if "left out" in one)
+    assert r"y/r\udce9sum\udce9.txt" in warning
 
 
 def test_part_folders_become_parts(tmp_path):

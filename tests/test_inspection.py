@@ -15,6 +15,7 @@ from conftest import SHARED, needs_shared
 from PIL import Image
 from test_twins import photographed_again
 
+from cervicyte import cli
 from cervicyte.datasets.inspection import FILES, LABEL_ERRORS_FILE, inspect_dataset
 from cervicyte.datasets.inspection_findings import (
     OUTLYING,
@@ -29,7 +30,7 @@ from cervicyte.datasets.synthetic import APPEARANCES, dataset_cell
 from cervicyte.datasets.synthetic_fields import draw_scene, photograph
 from cervicyte.errors import DatasetError
 from cervicyte.images.statistics import STATISTICS
-from cervicyte.provenance import RESEARCH_USE_ONLY
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
 
 LABELS = tuple(APPEARANCES)
 
@@ -61,6 +62,12 @@ def kinds(inspection: Inspection) -> dict[str, Finding]:
 
 def test_a_clean_data_set_has_no_findings(data, tmp_path):
     assert inspect_dataset(data, tmp_path / "out").findings == []
+
+
+def test_a_record_holds_a_command_line_of_any_bytes(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["cervicyte", "inspect", "cells", "--out", "\udcff"])
+    write_json(tmp_path / "record.json", provenance(cli._command_line()))
+    assert r"--out '\udcff'" in json.loads((tmp_path / "record.json").read_text())["command"]
 
 
 def test_each_finding_has_a_title():

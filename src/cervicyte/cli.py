@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cervicyte import __version__
 from cervicyte.errors import CervicyteError, UsageError
-from cervicyte.provenance import RESEARCH_USE_ONLY
+from cervicyte.provenance import RESEARCH_USE_ONLY, as_utf8
 
 DEFAULT_RUN = Path("cbam_resnet50_cervical")
 OF_TORCH = {"torch", "torchvision", "accelerate", "cleanlab"}
@@ -1215,7 +1215,7 @@ def _rate(figure: dict[str, float | None]) -> str:
 
 
 def _command_line() -> str:
-    return shlex.join(["cervicyte", *sys.argv[1:]])
+    return as_utf8(shlex.join(["cervicyte", *sys.argv[1:]]))
 
 
 def main() -> None:

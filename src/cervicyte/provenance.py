@@ -89,6 +89,11 @@ def provenance(command: str | None = None) -> dict[str, Any]:
     }
 
 
+def as_utf8(text: str) -> str:
+    """Return text as a file can hold it: what is no UTF-8 in a name becomes an escape such as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """Yield a neighbouring path to write to; on success it replaces `path`, on failure it goes.

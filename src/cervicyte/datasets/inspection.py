@@ -45,7 +45,13 @@ from cervicyte.datasets.inspection_findings import (
     twin_findings,
 )
 from cervicyte.datasets.inspection_page import inspection_page
-from cervicyte.datasets.layouts import PART_OF_FOLDER, Cell, CellDataset, read_dataset
+from cervicyte.datasets.layouts import (
+    PART_OF_FOLDER,
+    Cell,
+    CellDataset,
+    read_dataset,
+    refuse_undecoded_names,
+)
 from cervicyte.datasets.unlike_groups import group_medians, unlike_groups
 from cervicyte.datasets.whole_fields import FIELD_THRESHOLD, field_files, match_fields
 from cervicyte.errors import DatasetError, ImageError
@@ -53,7 +59,7 @@ from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.images.statistics import STATISTICS, image_statistics
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
+from cervicyte.provenance import RESEARCH_USE_ONLY, as_utf8, provenance, write_json, write_text
 
 FILES = ("inspection.html", "inspection.json", "groups.csv", "twins.csv")
 LABEL_ERRORS_FILE = "label_errors.csv"  # of `evaluation.closer_look`, where it is asked for them
@@ -141,7 +147,8 @@ def _listed(data: Path, known_groups: bool) -> tuple[CellDataset, list[Finding]]
         names = _images_under(data)
         if not names:
             raise
-        return _plain_dataset(data, names, known_groups), [Finding("refused", str(error))]
+        refuse_undecoded_names(data / name for name in names)
+        return _plain_dataset(data, names, known_groups), [Finding("refused", as_utf8(str(error)))]
 
 
 def _images_under(root: Path) -> list[str]:

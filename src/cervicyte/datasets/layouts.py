@@ -33,6 +33,7 @@ from cervicyte.errors import DatasetError
 from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
 from cervicyte.pages import agreeing, counted
+from cervicyte.provenance import as_utf8
 
 T = TypeVar("T")
 
@@ -148,7 +149,8 @@ def read_dataset(root: Path, known_groups: bool = True) -> CellDataset:
             showing what that hides.
 
     Raises:
-        DatasetError: the layout is not recognised, or would count something else as a cell.
+        DatasetError: the layout is not recognised, or would count something else as a cell; or a name is not
+            UTF-8.
     """
     root = Path(root)
     try:
@@ -172,10 +174,11 @@ def read_images_or_dataset(root: Path) -> list[Cell] | list[Path]:
         root: an image file, a folder of images, or a data set.
 
     Raises:
-        DatasetError: it is none of these.
+        DatasetError: it is none of these, or a name is not UTF-8.
     """
     root = Path(root)
     if root.is_file() and _is_image_name(root.name):
+        refuse_undecoded_names([root])
         return [root]
     if not root.exists():
         raise DatasetError(f"{root}: there is no such image, folder or manifest; check the path.")
@@ -184,12 +187,26 @@ def read_images_or_dataset(root: Path) -> list[Cell] | list[Path]:
     if root.is_dir():
         folders, images, _ = _look_into(root)
         if images and not folders:
+            refuse_undecoded_names(images)
             return _without_masks(_Listing(root), root, images)
         if not images and not folders:
             raise DatasetError(
                 f"{root}: holds no image and no folder; give an image, a folder of images or a data set."
             )
     return list(read_dataset(root).cells)
+
+
+def refuse_undecoded_names(paths: Iterable[Path]) -> None:
+    """Refuse a name that is not UTF-8, as on an old disk: no table, page or record could hold it.
+
+    Raises:
+        DatasetError: there is one; the text shows it with escapes.
+    """
+    for path in map(str, paths):
+        if (shown := as_utf8(path)) != path:
+            raise DatasetError(
+                f"{shown}: the name is not UTF-8, which no table or page can hold; rename the file or folder."
+            )
 
 
 def evenly_spaced(things: Sequence[T], limit: int) -> list[T]:
@@ -205,6 +222,7 @@ def evenly_spaced(things: Sequence[T], limit: int) -> list[T]:
 
 def _settled(root: Path, listing: _Listing, known_groups: bool) -> CellDataset:
     """Give the cells their proper labels and their groups."""
+    refuse_undecoded_names(listing.root / name for name in listing.names)
     _refuse_one_cell_in_two_formats(root, listing.names)
     paths = [listing.root / name for name in listing.names]
     synthetic = [_is_synthetic(path) for path in paths]
@@ -229,7 +247,7 @@ def _settled(root: Path, listing: _Listing, known_groups: bool) -> CellDataset:
         layout=listing.layout,
         known=known,
         cells=tuple(cells),
-        warnings=(*listing.warnings, *listing.left_out(), *warnings, *copies),
+        warnings=tuple(map(as_utf8, (*listing.warnings, *listing.left_out(), *warnings, *copies))),
     )
 
 

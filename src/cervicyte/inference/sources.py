@@ -26,6 +26,7 @@ from cervicyte.errors import UsageError
 from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES
 from cervicyte.inference.object_store import files_below, is_folder, is_uri, open_file, reason_of, size_of
+from cervicyte.provenance import as_utf8
 
 LARGEST_FILE = 1 << 30  # bytes; a larger one is not read
 LIST_PREFIX = "@"
@@ -115,7 +116,7 @@ def shown(name: str) -> str:
     such as `\\udcff` or `\\n`.
     """
     escaped = re.sub(r"[\x00-\x1f\x7f]", lambda sign: sign[0].encode("unicode_escape").decode(), name)
-    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+    return as_utf8(escaped)
 
 
 def sources_of(names: Sequence[str]) -> Iterator[Source]:
