@@ -380,6 +380,8 @@ def test_after_weights_that_are_missing_the_same_command_with_others_goes_throug
         (["train", "CELLS", "--set", "missed_abnormal_cost=3", "--folds", "3"], "whether the class dark"),
         (["train", "CELLS", "--split", "no.csv"], "no.csv"),
         (["evaluate", "no.pth", "--data", "CELLS"], "no.pth"),
+        (["evaluate", "MODEL", "--data", "CELLS", "--part", "nopart"], "--part nopart needs --split"),
+        (["audit", "MODEL", "--data", "CELLS", "--part", "test"], "--part test needs --split"),
         (["explain", "no.pth", "CELLS"], "no.pth"),
         (["explain", "MODEL", "nowhere"], "nowhere"),
         (["explain", "CELLS", "--model", "no.pth"], "no.pth"),

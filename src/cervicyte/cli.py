@@ -338,7 +338,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of labelled cells, or a manifest.")],
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("evaluation"),
     split: Annotated[Path | None, typer.Option(help="Take the cells of one part of this split.")] = None,
-    part: Annotated[str, typer.Option(help="Which part: train, validation or test.")] = "test",
+    part: Annotated[
+        str | None, typer.Option(help="Which part of --split: train, validation or test. Default test.")
+    ] = None,
     class_map: Annotated[
         Path | None, typer.Option(help="YAML of lines `data set's class: model's class`.")
     ] = None,
@@ -921,7 +923,9 @@ def audit(
     *,
     data: Annotated[Path, typer.Option(help="Labelled cells that the model has not seen.")],
     split: Annotated[Path | None, typer.Option(help="Take only the cells of one part of this split.")] = None,
-    part: Annotated[str, typer.Option(help="Which part of the split.")] = "test",
+    part: Annotated[
+        str | None, typer.Option(help="Which part of --split: train, validation or test. Default test.")
+    ] = None,
     cells: Annotated[int, typer.Option(min=2, help="How many, stratified by class and group.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder for page, figures and records.")] = Path("audit"),
     method: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all four.")] = None,

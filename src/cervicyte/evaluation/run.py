@@ -419,7 +419,7 @@ def evaluate_model(
     out: Path,
     *,
     split_file: Path | None = None,
-    part: str = "test",
+    part: str | None = None,
     class_map: Mapping[str, str] | None = None,
     allow_seen: bool = False,
     allow_leak: Leak | None = None,
@@ -436,7 +436,7 @@ def evaluate_model(
         model_path: ours, or the original notebook's checkpoint.
         data: folder or manifest of labelled cells.
         out: folder for the report.
-        split_file, part: take only the cells of this part.
+        split_file, part: take only the cells of this part; None is the test part.
         class_map: the data set's class names -> the model's, where they differ.
         allow_seen: evaluate even though cells, or others of their groups, took part in training.
         allow_leak: the leak of the split that is accepted by name, see `check_split`.
@@ -446,7 +446,9 @@ def evaluate_model(
     Raises:
         DatasetError: a class is none of the model's and `class_map` does not name it.
         SplitError: cells were seen in training.
+        UsageError: there is a part and no split.
     """
+    part = part_of_split(split_file, part)
     model = load_with_head(model_path, head)
     split_files = SplitChoice(split_file).files
     claim(out, files_of_run(out), is_finished(out), force=force, read=(model_path, *split_files))
@@ -499,6 +501,19 @@ def evaluate_model(
         context=context,
         image_of=picture_reader(cells) if with_pictures else None,
     )
+
+
+def part_of_split(split_file: Path | None, part: str | None) -> str:
+    """Return the part of a split that is asked for, the test part if none is.
+
+    Raises:
+        UsageError: a part is asked for, and there is no split.
+    """
+    if part is not None and split_file is None:
+        raise UsageError(
+            f"--part {part} needs --split: name the file that says which cells are of that part."
+        )
+    return "test" if part is None else part
 
 
 def mapped_classes(

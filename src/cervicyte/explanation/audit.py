@@ -16,7 +16,7 @@ from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split, split_hash, verify_contents
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.ledger import record_opening
-from cervicyte.evaluation.run import facts_of_model, mapped_classes
+from cervicyte.evaluation.run import facts_of_model, mapped_classes, part_of_split
 from cervicyte.evaluation.seen import NOT_PATIENTS, note_on_unknown_training, refuse_seen, remedy_by_split
 from cervicyte.explanation import cam
 from cervicyte.explanation.audit_cells import (
@@ -43,7 +43,7 @@ def audit_model(
     *,
     settings: AuditSettings | None = None,
     split_file: Path | None = None,
-    part: str = "test",
+    part: str | None = None,
     class_map: Mapping[str, str] | None = None,
     allow_seen: bool = False,
     with_pictures: bool = True,
@@ -60,7 +60,7 @@ def audit_model(
         data: folder or manifest of labelled cells.
         out: folder for `explanation_audit.html`, `.json`, `.csv` and the record of each cell.
         settings: how many cells, methods, layers.
-        split_file, part: take only the cells of this part.
+        split_file, part: take only the cells of this part; None is the test part.
         class_map: the data set's class names -> the model's, where they differ.
         allow_seen: audit even on cells that took part in training; every artefact then says so.
         with_pictures: whether the page shows cells.
@@ -81,6 +81,7 @@ def audit_model(
     """
     began = time.monotonic()
     settings = settings or AuditSettings()
+    part = part_of_split(split_file, part)
     model = load_model_file(model_path)
     if not settings.layers:
         gated = set(DEFAULT_LAYERS) <= set(model.network.layers)
