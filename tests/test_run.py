@@ -326,6 +326,9 @@ def test_other_classes_need_a_map_and_get_along_with_one(run, cells, tmp_path):
     mapping.write_text("black: dark\nwhite: bright\n")
     wrong = cervicyte("evaluate", model, "--data", other, "--out", tmp_path / "e", "--class-map", mapping)
     assert "bright" in one_sentence(wrong)
+    mapping.write_text("black: dark\nwhite: light\ngrey: light\n")
+    wrong = cervicyte("evaluate", model, "--data", other, "--out", tmp_path / "e", "--class-map", mapping)
+    assert "has no class grey, which --class-map names; its classes are black, white" in one_sentence(wrong)
     mapping.write_text("black: dark\nwhite: light\n")
     result = cervicyte("evaluate", model, "--data", other, "--out", tmp_path / "e", "--class-map", mapping)
     assert result.exit_code == 0, result.output

@@ -446,7 +446,7 @@ def evaluate_model(
     Raises:
         DatasetError: a class is none of the model's and `class_map` does not name it.
         SplitError: cells were seen in training.
-        UsageError: there is a part and no split.
+        UsageError: there is a part and no split, or `class_map` names a class that there is not.
     """
     part = part_of_split(split_file, part)
     model = load_with_head(model_path, head)
@@ -462,7 +462,7 @@ def evaluate_model(
         cells: Sequence[Cell] = cells_of(split, dataset, part)
     else:
         cells = dataset.cells
-    true_classes = mapped_classes(cells, model.class_names, class_map or {}, data)
+    true_classes = mapped_classes(cells, model.class_names, class_map or {}, data, dataset.classes)
     seen = refuse_seen(model, cells, data, allow_seen, remedy_by_split("evaluate"))
     which = f"{len(seen)} of {counted(len(cells), 'cell')} {agreeing(len(seen), 'was', 'were')}"
     seen_caveat = f"{which} seen in training: the figures flatter."
@@ -517,18 +517,35 @@ def part_of_split(split_file: Path | None, part: str | None) -> str:
 
 
 def mapped_classes(
-    cells: Sequence[Cell], class_names: Sequence[str], class_map: Mapping[str, str], data: Path
+    cells: Sequence[Cell],
+    class_names: Sequence[str],
+    class_map: Mapping[str, str],
+    data: Path,
+    data_classes: Sequence[str],
 ) -> list[str]:
     """Return each cell's true class in the model's names.
 
+    Args:
+        cells: of a part of the data set, or of all.
+        class_names: the model's.
+        class_map: the data set's class names -> the model's, where they differ.
+        data: what messages name.
+        data_classes: of the whole data set.
+
     Raises:
         DatasetError: a class has no counterpart; the text says how to give one.
-        UsageError: the map leads to a class that the model does not have.
+        UsageError: the map leads to a class that the model does not have, or from one that the data do not.
     """
     valid = ", ".join(class_names)
     for name in class_map.values():
         if name not in class_names:
             raise UsageError(f"--class-map: the model has no class {name}; its classes are {valid}.")
+    for name in class_map:
+        if name not in data_classes:
+            raise UsageError(
+                f"{data}: has no class {name}, which --class-map names; its classes are "
+                f"{', '.join(data_classes)}; correct the line or take it out."
+            )
     labels = {cell.label for cell in cells}
     unknown = sorted(labels - set(class_map) - set(class_names))
     if unknown:

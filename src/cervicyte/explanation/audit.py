@@ -106,7 +106,7 @@ def audit_model(
     chosen = stratified(candidates, settings.cells, settings.seed)
     if not chosen:
         raise UsageError(f"{data}: has no cells to audit with; choose another part or data set.")
-    true_classes = mapped_classes(chosen, model.class_names, class_map or {}, data)
+    true_classes = mapped_classes(chosen, model.class_names, class_map or {}, data, dataset.classes)
     header = {
         "records_format": RECORDS_FORMAT,
         "settings": json.loads(json.dumps(asdict(settings))),
