@@ -20,7 +20,7 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CERVICYTE_SHARED", PROJECT.parent / "shared"))
 
-# How long an example takes is other work's matter, too: a fifth of a second was not enough beside another test.
+# How long an example takes is other work's matter, too: a fifth of a second is not enough beside it.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
