@@ -548,6 +548,8 @@ def _manifest_table(path: Path) -> pd.DataFrame:
     """Return the manifest that lies in a file."""
     try:
         if path.suffix.lower() == ".csv":
+            if b"\0" in path.read_bytes():  # where some versions of pandas end the field
+                raise ValueError("it holds a zero byte")
             # pandas would rename the second of two columns, and nameless ones are a spreadsheet's commas.
             with open(path, encoding="utf-8-sig", newline="") as file:
                 named = [name.strip() for name in next(csv.reader(file), []) if name.strip()]
