@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cervicyte import __version__
 from cervicyte.errors import CervicyteError, UsageError
-from cervicyte.provenance import RESEARCH_USE_ONLY, as_utf8
+from cervicyte.provenance import RESEARCH_USE_ONLY, as_utf8, refuse_to_replace
 
 DEFAULT_RUN = Path("cbam_resnet50_cervical")
 OF_TORCH = {"torch", "torchvision", "accelerate", "cleanlab"}
@@ -425,7 +425,8 @@ def compare(
     twice = [run for place, run in enumerate(runs) if run in runs[:place]]
     if twice:
         raise UsageError(f"{twice[0]}: is named twice; name each run once, the one to compare with first.")
-    _refuse_to_replace(out, force)
+    if out is not None:
+        refuse_to_replace(out, force)
     table = comparison_table({str(run): read_predictions(run) for run in runs})
     if out is not None:
         write_table(table, out)
@@ -687,10 +688,16 @@ def split(
 ) -> None:
     """Write a split into train, validation and test that keeps groups whole."""
     from cervicyte.datasets.layouts import read_dataset
-    from cervicyte.datasets.splits import leak_of, make_split, refuse_to_replace, split_hash, write_split
+    from cervicyte.datasets.splits import (
+        leak_of,
+        make_split,
+        refuse_to_replace_split,
+        split_hash,
+        write_split,
+    )
     from cervicyte.pages import counted
 
-    refuse_to_replace(out, force)
+    refuse_to_replace_split(out, force)
     dataset = read_dataset(data, known_groups)
     for warning in dataset.warnings:
         typer.echo(f"Note: {warning}", err=True)
@@ -1047,7 +1054,8 @@ def card(
     from cervicyte.network.frozen import load_described
     from cervicyte.provenance import write_text
 
-    _refuse_to_replace(out, force)
+    if out is not None:
+        refuse_to_replace(out, force)
     text = model_card(load_described(_model_file(model)))
     if out is None:
         typer.echo(text, nl=False)
@@ -1184,14 +1192,6 @@ def _model_file(named: Path | None) -> Path:
     from cervicyte.network.description import shipped_model
 
     return shipped_model() if named is None else named
-
-
-def _refuse_to_replace(out: Path | None, force: bool) -> None:
-    """Raise a UsageError where a file is there that nobody wants replaced."""
-    if out is not None and out.exists() and not force:
-        raise UsageError(
-            f"{out}: is there already; choose another name with --out, or replace it with --force."
-        )
 
 
 def _numbers(text: str, option: str = "--seeds", example: str = "0,1,2") -> list[int]:

@@ -121,6 +121,14 @@ def written_atomically(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def refuse_to_replace(path: Path, force: bool) -> None:
+    """Raise a UsageError where something is there and nobody has said to replace it."""
+    if path.exists() and not force:
+        raise UsageError(
+            f"{path}: is there already; choose another name with --out, or replace it with --force."
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with written_atomically(path) as partial:

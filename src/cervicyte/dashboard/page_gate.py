@@ -14,12 +14,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cervicyte.dashboard.access import path_of
+from cervicyte.dashboard.api import PREFIX
 from cervicyte.dashboard.limits import MAX_QUESTION_MB
 from cervicyte.dashboard.problems import ProblemError
 from cervicyte.dashboard.uploads import PLACE
 from cervicyte.dashboard.uploads import ROUTES as UPLOADS
 
-API = "/api/v1/"
 OWN = ("/health", "/adapted-model", "/overlays")
 PAGE = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.+"
@@ -42,7 +42,7 @@ class PageGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         path = path_of(scope)
-        if scope["type"] != "http" or path.startswith(API) or path in OWN or path in UPLOADS:
+        if scope["type"] != "http" or path.startswith(f"{PREFIX}/") or path in OWN or path in UPLOADS:
             await self.app(scope, receive, send)
             return
         if not PAGE.fullmatch(path):

@@ -96,9 +96,9 @@ class Reading:
         """
         label = label if label in classifier.class_names else CANNOT_SAY
         last = self.taken[-1] if self.revealed else None
-        if last and (str(last.entry.key), last.label, last.remark) == (str(cell), label, remark):
+        if last and (str(last.entry.key), last.label, last.remark) == (cell, label, remark):
             return  # sent twice
-        if self.revealed or not self.waiting or str(cell) != str(self.waiting[0].key):
+        if self.revealed or not self.waiting or cell != str(self.waiting[0].key):
             raise AnotherCell(ANOTHER_CELL)
         entry = self.waiting[0]
         assert entry.prediction is not None

@@ -38,7 +38,7 @@ from cervicyte.metrics import (
     upper_bound_of_none,
 )
 from cervicyte.pages import counted
-from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
+from cervicyte.provenance import RESEARCH_USE_ONLY, refuse_to_replace, write_text
 
 if TYPE_CHECKING:  # PyTorch comes with it, and a log is verified without
     from cervicyte.evaluation.answers import Prediction
@@ -397,8 +397,7 @@ def export_readings(log: ReadingLog, path: Path, *, force: bool = False) -> None
     """
     if path.suffix != ".csv":
         raise UsageError(f"{path}: must end with .csv; name the file so with --out.")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: is there already; choose another name, or replace it with --force.")
+    refuse_to_replace(path, force)
     write_text(path, log.csv())
 
 

@@ -21,6 +21,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
@@ -548,15 +549,13 @@ def _manifest_table(path: Path) -> pd.DataFrame:
     """Return the manifest that lies in a file."""
     try:
         if path.suffix.lower() == ".csv":
-            if b"\0" in path.read_bytes():  # where some versions of pandas end the field
+            text = path.read_bytes().decode("utf-8-sig")
+            if "\0" in text:  # where some versions of pandas end the field
                 raise ValueError("it holds a zero byte")
             # pandas would rename the second of two columns, and nameless ones are a spreadsheet's commas.
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                named = [name.strip() for name in next(csv.reader(file), []) if name.strip()]
-            _refuse_a_column_twice(path, named)
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-            )
+            header = next(csv.reader(StringIO(text, newline="")), [])
+            _refuse_a_column_twice(path, [name.strip() for name in header if name.strip()])
+            table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False, skip_blank_lines=False)
         elif path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
         else:

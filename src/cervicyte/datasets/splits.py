@@ -23,7 +23,14 @@ import pandas as pd
 
 from cervicyte.datasets.layouts import Cell, CellDataset
 from cervicyte.errors import SplitError, UsageError
-from cervicyte.provenance import RESEARCH_USE_ONLY, sha256_of_file, sha256_of_json, write_json, write_text
+from cervicyte.provenance import (
+    RESEARCH_USE_ONLY,
+    refuse_to_replace,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
 
 By = Literal["group", "field", "cell"]
 Leak = Literal["field", "cell"]
@@ -177,7 +184,7 @@ def about_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def refuse_to_replace(path: Path, force: bool = False) -> None:
+def refuse_to_replace_split(path: Path, force: bool = False) -> None:
     """Refuse a name for a split under which something lies already, or beside which it would.
 
     Args:
@@ -190,10 +197,7 @@ def refuse_to_replace(path: Path, force: bool = False) -> None:
     if path == about_path(path):
         raise UsageError(f"{path}: a split is a table; name it so with --out, such as split.csv.")
     for file in (path, about_path(path)):
-        if file.exists() and not force:
-            raise UsageError(
-                f"{file}: is there already; choose another name with --out, or replace it with --force."
-            )
+        refuse_to_replace(file, force)
 
 
 def read_split(path: Path) -> pd.DataFrame:

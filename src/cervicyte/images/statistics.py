@@ -46,4 +46,4 @@ def _percentile(values: np.ndarray, percent: float) -> float:
 
 def background_of(image: np.ndarray) -> np.ndarray:
     """Return the light where the glass is clear: each channel's 95th percentile, float64 [3], 0 to 255."""
-    return np.asarray(np.percentile(image.reshape(-1, 3), 95, axis=0))
+    return np.array([_percentile(channel, 95) for channel in cv2.split(image)])

@@ -26,7 +26,7 @@ from cervicyte.network.description import SAFETENSORS
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model, weights_hash
 from cervicyte.pages import agreeing, counted
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
+from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, refuse_to_replace, write_json
 
 SUFFIXES = (SAFETENSORS, ".pth")
 MOST_IMAGES = 1000  # held in memory; more hardly move what is measured
@@ -71,10 +71,7 @@ def adapt(
     if out.exists() and out.samefile(path):
         raise UsageError(f"{out}: is the model itself, which stays as it is; choose another name with --out.")
     for written_to in (out, out.with_suffix(".json")):
-        if written_to.exists() and not force:
-            raise UsageError(
-                f"{written_to}: is there already; choose another name with --out, or replace it with --force."
-            )
+        refuse_to_replace(written_to, force)
     model = load_model_file(path)
     sources, found = drawn_sources(names, MOST_IMAGES)
     images, hashes, unreadable = _read(sources, progress)

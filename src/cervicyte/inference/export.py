@@ -38,7 +38,7 @@ from cervicyte.network.frozen import PRECISION_KEY, Reference
 from cervicyte.network.graph import Output
 from cervicyte.network.model_file import ModelFile, all_but_weights, save_model
 from cervicyte.network.resnet import CBAMResNet50, folded
-from cervicyte.provenance import provenance, write_json
+from cervicyte.provenance import provenance, refuse_to_replace, write_json
 from cervicyte.training.cells import load_cells
 
 FOLDER = ""
@@ -115,8 +115,7 @@ def export_model(
     if path.suffix != suffix:
         ending = f"does not end with {suffix}" if suffix else "is to be a folder, whose name has no ending"
         raise UsageError(f"{path}: {ending}; name it so with --out.")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: is there already; choose another name, or replace it with --force.")
+    refuse_to_replace(path, force)
     if file_format == "wsinfer":
         _refuse_for_wsinfer(model.preprocessing, spacing)
     elif spacing is not None:

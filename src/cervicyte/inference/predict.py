@@ -42,7 +42,7 @@ from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, sho
 from cervicyte.network.frozen import FrozenModel
 from cervicyte.network.graph import Output
 from cervicyte.progress import SILENT, Progress
-from cervicyte.provenance import provenance, sha256_of_json, write_json, written_atomically
+from cervicyte.provenance import provenance, refuse_to_replace, sha256_of_json, write_json, written_atomically
 
 try:
     import fcntl
@@ -139,8 +139,7 @@ def predict(
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: must end with {' or '.join(SUFFIXES)}; name the file so with --out.")
-    if out.exists() and not force:
-        raise UsageError(f"{out}: is there already; choose another name, or replace it with --force.")
+    refuse_to_replace(out, force)
     origin_file = origin_path(out)
     if not force and origin_file.exists() and not _is_origin(origin_file):
         raise UsageError(
