@@ -319,7 +319,8 @@ def test_graphs_of_the_same_weights_that_were_rounded_otherwise_begin_tables_of_
         path = tmp_path / f"{name}.onnx"
         path.write_bytes(content)
         graph = FrozenModel(path, CLASSES, Preprocessing(), "stage", "ab" * 32, path, precision="int8")
-        holder = SimpleNamespace(model=graph, class_names=CLASSES)
+        answerer = SimpleNamespace(second_look=None)
+        holder = SimpleNamespace(model=graph, class_names=CLASSES, answerer=answerer)
         said.add(predicting._fingerprint(cast(Classifier, holder)))
     assert len(said) == 2
 

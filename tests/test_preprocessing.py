@@ -377,6 +377,7 @@ CHANGES = {
     "clahe": True,
     "white_point": True,
     "gain": (1.0, 1.2, 0.9),
+    "least_side": 200,
     "mean": (0.5, 0.456, 0.406),
     "std": (0.229, 0.224, 0.5),
 }
@@ -391,7 +392,8 @@ def test_fingerprint_differs_with_each_setting():
 
 @pytest.mark.parametrize("constant", sorted(preprocessing_module.ALGORITHM))
 def test_fingerprint_differs_with_each_constant_of_the_algorithm(constant, monkeypatch):
-    every_step, before_it = Preprocessing(white_point=True, gain=(1.0, 1.0, 1.1)), Preprocessing()
+    every_step = Preprocessing(white_point=True, gain=(1.0, 1.0, 1.1), least_side=90)
+    before_it = Preprocessing()
     before, unaware = every_step.fingerprint(), before_it.fingerprint()
     monkeypatch.setitem(preprocessing_module.ALGORITHM, constant, "another")
     assert every_step.fingerprint() != before

@@ -579,6 +579,9 @@ def elsewhere(
     white_point: Annotated[
         bool, typer.Option("--white-point/--no-white-point", help="Match the background's light too.")
     ] = True,
+    framing: Annotated[
+        bool, typer.Option("--framing/--no-framing", help="Keep small crops small too.")
+    ] = True,
 ) -> None:
     """Measure how well networks tell normal from abnormal among another laboratory's cells."""
     from cervicyte.evaluation.elsewhere import elsewhere
@@ -591,6 +594,7 @@ def elsewhere(
         adapt=_numbers(adapt, "--adapt", "64,200") if adapt else (),
         draws=draws,
         white_point=white_point,
+        framing=framing,
         command=_command_line(),
         progress=TerminalProgress(),
     )

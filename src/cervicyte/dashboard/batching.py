@@ -360,7 +360,7 @@ class Batcher:
             try:
                 found = self._found(asked.wanted, image, prediction, evidence_of_it)
                 if asked.with_verdict:
-                    preprocessed = self.classifier.model.preprocessing(image)
+                    preprocessed = self.classifier.seen_through(prediction)(image)
                     judge = functools.partial(self._judged, asked, found, preprocessed)
                     self._verdicts.append(Work(judge, aside=True, answer=asked.answer))
                 else:
@@ -381,9 +381,11 @@ class Batcher:
         if wanted is None:
             return Found(None, height, width, prediction)
         if evidence is not None and self.classifier.in_one_pass(wanted.layer, wanted.method):
-            maps = self.classifier.maps_of(image, evidence, wanted.classes)
+            maps = self.classifier.maps_of(image, evidence, prediction, wanted.classes)
         else:
-            maps = self.classifier.explain(image, wanted.classes, wanted.layer, wanted.method)
+            maps = self.classifier.explain(
+                image, wanted.classes, wanted.layer, wanted.method, prediction=prediction
+            )
         highest = {name: float(values.max()) for name, values in maps.items()}
         shown = smaller(image)
         return Found(shown, height, width, prediction, onto(shown, maps), highest)
@@ -425,9 +427,15 @@ class QueuedClassifier(Classifier):
         classes: Sequence[str] | None = None,
         layer: str | None = None,
         method: str = cam.DEFAULT_METHOD,
+        *,
+        prediction: Prediction | None = None,
     ) -> dict[str, np.ndarray]:
         """See `Classifier.explain`."""
-        return self._batcher.in_turn(functools.partial(super().explain, image, classes, layer, method))
+        # Not `super()`, which may ask for a prediction: a turn within a turn would never come.
+        explain = self._classifier.explain
+        return self._batcher.in_turn(
+            functools.partial(explain, image, classes, layer, method, prediction=prediction)
+        )
 
     def judge(
         self,

@@ -103,9 +103,9 @@ class Looked:
         if not self.overlays or (method, layer) != (self.method, self.layer):
             evidence = self.entry.evidence
             if evidence is not None and classifier.in_one_pass(layer, method):
-                maps = classifier.maps_of(self.image, evidence)
+                maps = classifier.maps_of(self.image, evidence, self.prediction)
             else:
-                maps = classifier.explain(self.image, layer=layer, method=method)
+                maps = classifier.explain(self.image, None, layer, method, prediction=self.prediction)
             highest = max(float(values.max()) for values in maps.values())
             shrunk = onto(self.shown, maps)
             self.overlays = {name: overlay(self.shown, values, highest) for name, values in shrunk.items()}
@@ -133,7 +133,7 @@ def look(classifier: Classifier, entry: Entry) -> Looked:
     looked = Looked(
         entry,
         image,
-        classifier.model.preprocessing(image),
+        classifier.seen_through(entry.prediction)(image),
         shown,
         segment(shown),
         entry.prediction.class_name,
@@ -435,7 +435,7 @@ def steps_html(classifier: Classifier, looked: Looked) -> str:
     image, remark = looked.image, ""
     if image.shape[0] * image.shape[1] > MEASURED_PIXELS:
         image, remark = looked.shown, " Measured on the image in the size in which it is shown."
-    steps = steps_against_original(classifier.model.preprocessing, image)
+    steps = steps_against_original(classifier.seen_through(looked.prediction), image)
     figures = "".join(
         f"<figure>{picture(smaller(step.image, 320), f'After the step: {step.name}')}<figcaption>"
         f"<strong>{html.escape(step.name)}</strong> {step.image.shape[1]} &times; {step.image.shape[0]}"

@@ -4,8 +4,9 @@ A network's batch normalisation holds the mean and the variance of each channel 
 Another stain or camera shifts both. They are measured anew on the laboratory's images and blended with the
 training cells' own, which stand for a number of images themselves: few images move them little (S. Schneider
 et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020). The
-light where the glass is clear is brought to that of the training cells. What is usual, by which an image is
-called unlike the training cells, is measured on the laboratory's images too.
+light where the glass is clear is brought to that of the training cells. Small crops stay small, see
+`framing`. What is usual, by which an image is called unlike the training cells, is measured on the
+laboratory's images too.
 
 Nothing else changes: no weight is trained, and calibration stays that of the training laboratory.
 """
@@ -23,6 +24,7 @@ from torch.nn import functional
 from cervicyte.errors import UsageError
 from cervicyte.evaluation.familiarity import FEWEST_IMAGES, Familiarity, distances_of, fit_familiarity
 from cervicyte.evaluation.features import pooled_features
+from cervicyte.evaluation.framing import framed
 from cervicyte.images.preprocessing import LARGEST_GAIN, Preprocessing
 from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.network.heads import without_other_heads
@@ -49,6 +51,7 @@ def adapted(
     *,
     share: float | None = None,
     white_point: bool = True,
+    framing: bool = True,
     progress: Progress = SILENT,
 ) -> ModelFile:
     """Return a copy of a model that is fitted to a laboratory's images; the model itself is not changed.
@@ -59,6 +62,7 @@ def adapted(
             most of them are is taken for usual.
         share: weight of the new statistics, in [0, 1]; None goes by the number of images, see `share_of`.
         white_point: bring the light where the glass is clear to the training cells', if the model knows it.
+        framing: keep small crops small, see `framing`, if the model knows its training cells' size.
         progress: is told of every batch.
 
     Returns:
@@ -81,6 +85,8 @@ def adapted(
         preprocessing = preprocessing.model_copy(update={"gain": tuple(float(f"{one:.4f}") for one in gain)})
         # The light that the new gain brings to what is wanted, so that who adapts once more wants the same.
         metadata["background"] = [float(one) for one in wanted / preprocessing.gain]
+    if framing:
+        preprocessing = preprocessing.model_copy(update={"least_side": framed(model).least_side})
     network = copy.deepcopy(model.network)
     inputs = np.stack([preprocessing(image) for image in images])
     blend_normalisation(network, inputs, preprocessing, share, progress)
@@ -98,6 +104,7 @@ def adapted(
         "images": len(images),
         "share": share,
         "gain": list(preprocessing.gain),
+        "least_side": preprocessing.least_side,
         "background": [float(level) for level in background],
         "of_weights_sha256": weights_hash(model.network),
     }

@@ -7,7 +7,7 @@ that did not train the network, and `attach` puts them into the model, in whose 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,9 +24,11 @@ from cervicyte.evaluation.familiarity import (
     fit_familiarity,
     fit_spaces,
 )
+from cervicyte.evaluation.framing import is_small, second_look
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH, logistic, predictions_table, softmax
 from cervicyte.evaluation.tables import ANSWER_COLUMNS
+from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.reader import read_image
 from cervicyte.images.statistics import background_of, image_statistics
 from cervicyte.network.description import Described
@@ -38,6 +40,9 @@ if TYPE_CHECKING:  # torch and accelerate take seconds to come, and answering ne
     from cervicyte.training.loop import LabelledImages
 
 Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
+SECOND_LOOK = "Its class comes from a second look, in which it was not enlarged."
+Network = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]
+"""Gives logits and features for what it is shown, preprocessed."""
 UNLIKE: tuple[Verdict, ...] = ("unlike_training", "not_a_cell")
 
 
@@ -57,6 +62,8 @@ class Prediction:
         unlike: how unlike them it is, and in what; None if the model carries nothing to say so by.
         abnormal: the probability that the cell is abnormal, whatever its class list, by the unit that several
             heads share, not calibrated; None if the model has one class list.
+        looked_again: whether class and probabilities come from a second look, see `framing`. How unlike the
+            image is was said by the first.
     """
 
     class_name: str
@@ -66,6 +73,7 @@ class Prediction:
     verdict: Verdict = "answer"
     unlike: Judgement | None = None
     abnormal: float | None = None
+    looked_again: bool = False
 
     @property
     def doubt(self) -> str | None:
@@ -80,7 +88,8 @@ class Prediction:
                 "not_a_cell": "This does not look like a single cervical cell",
                 "unlike_training": "Unlike the cells that this model was trained on",
             }[self.verdict]
-            return f"{begin}: {'; '.join(self.unlike.reasons)}." if self.unlike.reasons else f"{begin}."
+            told = f"{begin}: {'; '.join(self.unlike.reasons)}." if self.unlike.reasons else f"{begin}."
+            return f"{told} {SECOND_LOOK}" if self.looked_again else told
         if self.verdict == "uncertain":
             likeliest = sorted(self.probabilities, key=lambda name: -self.probabilities[name])[:2]
             between = list(self.prediction_set) if len(self.prediction_set) > 1 else likeliest
@@ -97,6 +106,7 @@ class Answerer:
         calibration, familiarity: None where the model carries none; then nothing is said of it.
         is_adapted: whether the model was fitted to another laboratory's images, see `adaptation`.
         abnormal_unit: weights and bias of what several heads share, see `network.heads`; None without heads.
+        second_look: how an image is seen once more that is unlike the training cells, see `framing`.
     """
 
     class_names: tuple[str, ...]
@@ -104,6 +114,7 @@ class Answerer:
     familiarity: Familiarity | None = None
     is_adapted: bool = False
     abnormal_unit: tuple[np.ndarray, float] | None = None
+    second_look: Preprocessing | None = None
 
     @classmethod
     def of(cls, model: Described) -> Answerer:
@@ -119,7 +130,8 @@ class Answerer:
             Familiarity.from_parts(usual, model.tensors, "The model's familiarity") if usual else None
         )
         is_adapted = "adaptation" in model.metadata
-        return cls(model.class_names, calibration, familiarity, is_adapted, abnormal_unit(model))
+        again = second_look(model)
+        return cls(model.class_names, calibration, familiarity, is_adapted, abnormal_unit(model), again)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -147,32 +159,67 @@ class Answerer:
         return raw if self.calibration is None else self.calibration.apply(raw)
 
     def predictions(
-        self, logits: np.ndarray, features: Mapping[str, np.ndarray], statistics: np.ndarray
+        self,
+        logits: np.ndarray,
+        features: Mapping[str, np.ndarray],
+        statistics: np.ndarray,
+        images: Sequence[np.ndarray | None] = (),
+        network: Network | None = None,
     ) -> list[Prediction]:
-        """Return one prediction an image.
+        """Return one prediction an image; those that are unlike the training cells are looked at once more.
 
         Args:
             logits: [N, C].
             features: see `features.pooled_features`.
             statistics: see `images.statistics.image_statistics`, [N, statistics], of the images as read.
+            images: as read, uint8 [H, W, 3]; of those for which `has_second_look` says no, None will do.
+            network: takes a second look; without it there is none.
         """
+        count = len(logits)
+        judgements: Sequence[Judgement | None] = [None] * count
+        if self.familiarity is not None and count:
+            judgements = self.familiarity.judge(features, statistics)
+        again = []
+        if network is not None and self.second_look is not None:
+            again = [at for at, one in enumerate(judgements) if self._asks_again(one, images[at])]
+        if again:
+            assert network is not None
+            assert self.second_look is not None
+            seen = np.stack([self.second_look(image) for at in again if (image := images[at]) is not None])
+            new_logits, new_features = network(seen)
+            logits, last = logits.copy(), features["stage4"].copy()
+            logits[again], last[again] = new_logits, new_features["stage4"]
+            features = {**features, "stage4": last}
         probabilities = self.calibrated(logits)
-        count = len(probabilities)
         in_set = np.zeros_like(probabilities, bool)
         declined = np.zeros(count, bool)
         if self.calibration is not None:
             in_set, declined = self.calibration.sets(probabilities), self.calibration.declines(probabilities)
-        judgements: Sequence[Judgement | None] = [None] * count
-        if self.familiarity is not None and count:
-            judgements = self.familiarity.judge(features, statistics)
         abnormal: Sequence[float | None] = [None] * count
         if self.abnormal_unit is not None:
             weight, bias = self.abnormal_unit
             abnormal = logistic(features["stage4"] @ weight + bias).tolist()
         return [
-            self._prediction(probabilities[at], in_set[at], bool(declined[at]), judgements[at], abnormal[at])
+            self._prediction(
+                probabilities[at], in_set[at], bool(declined[at]), judgements[at], abnormal[at], at in again
+            )
             for at in range(count)
         ]
+
+    def has_second_look(self, image: np.ndarray) -> bool:
+        """Return whether an image, uint8 [H, W, 3], gets a second look if it is unlike the training cells."""
+        return is_small(image, self.second_look)
+
+    def _asks_again(self, unlike: Judgement | None, image: np.ndarray | None) -> bool:
+        is_unlike = unlike is not None and unlike.kind != "familiar"
+        return is_unlike and image is not None and self.has_second_look(image)
+
+    def seen_through(self, model: Described, prediction: Prediction) -> Preprocessing:
+        """Return what an image went through for its answer by a model, which this was read from."""
+        if prediction.looked_again:
+            assert self.second_look is not None
+            return self.second_look
+        return model.preprocessing
 
     def _prediction(
         self,
@@ -181,6 +228,7 @@ class Answerer:
         declined: bool,
         unlike: Judgement | None,
         abnormal: float | None,
+        looked_again: bool,
     ) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")
         chosen = tuple(self.class_names[at] for at in order if in_set[at])
@@ -196,6 +244,7 @@ class Answerer:
             verdict,
             unlike,
             abnormal,
+            looked_again,
         )
 
 
@@ -215,11 +264,14 @@ def answers_for(
     """
     from cervicyte.evaluation.features import logits_of_means, pooled_features
 
-    features = pooled_features(model.network, inputs, model.preprocessing)
-    logits = logits_of_means(model.network, features["stage4"])
+    def network(seen: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        features = pooled_features(model.network, seen, model.preprocessing)
+        return logits_of_means(model.network, features["stage4"]), features
+
+    logits, features = network(inputs)
     asked_for = images if answerer.familiarity is not None else ()
     statistics = np.array([image_statistics(image) for image in asked_for])
-    return answerer.predictions(logits, features, statistics)
+    return answerer.predictions(logits, features, statistics, images, network)
 
 
 def answered_cells(

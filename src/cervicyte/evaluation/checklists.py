@@ -455,6 +455,10 @@ def _facts_of_recipe(recipe: Recipe, metrics: Mapping[str, Any]) -> dict[str, st
     seen, changed = recipe.preprocessing, recipe.augmentation
     steps = [name for name in ("denoise", "clahe", "white_point") if getattr(seen, name)]
     scale = "its longer side filling it" if seen.scale == "fit" else "all at one scale"
+    rest = "its mirror image"
+    if seen.scale == "fit" and seen.least_side:
+        scale += f" if it has {seen.least_side} pixels or more, and else in proportion"
+        rest = "the colour of its border"
     kept = metrics.get("training", {}).get("kept_epoch") or metrics["context"]["model"].get("epoch")
     epoch = f"epoch {kept}" if kept else "one epoch of each fold"
     values = ", ".join(
@@ -480,7 +484,7 @@ def _facts_of_recipe(recipe: Recipe, metrics: Mapping[str, Any]) -> dict[str, st
     return {
         "preprocessing": f"Each image lies on a square of {seen.canvas_size} pixels, {scale}, the rest "
         f"filled "
-        f"with its mirror image ({seen.resampling} resampling), is resized to {seen.image_size} x "
+        f"with {rest} ({seen.resampling} resampling), is resized to {seen.image_size} x "
         f"{seen.image_size} pixels"
         + (f", after {', '.join(steps)}" if steps else "")
         + ", and is normalised channel by channel with fixed constants.",

@@ -50,6 +50,7 @@ def elsewhere(
     adapt: Sequence[int] = (),
     draws: int = DRAWS,
     white_point: bool = True,
+    framing: bool = True,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def elsewhere(
         adapt: numbers of images to which the networks are adapted as well.
         draws: of halves and images, for each such number.
         white_point: whether adaptation matches the background's light too.
+        framing: whether it keeps small crops small too.
         command: the command line, recorded in every artefact.
         progress: is told of every batch.
 
@@ -100,7 +102,7 @@ def elsewhere(
                 asked = f"{path.name}, adapted to {count} images, draw {seed + 1} of {draws}"
                 after[count].append(
                     _adapted_answers(
-                        model, dataset.cells, pictures, pair, count, white_point, progress, asked
+                        model, dataset.cells, pictures, pair, count, (white_point, framing), progress, asked
                     )
                 )
     content = {
@@ -119,6 +121,7 @@ def elsewhere(
                 "images": count,
                 "share": share_of(count),
                 "white_point": white_point,
+                "framing": framing,
                 "draws": draws,
                 "figures": elsewhere_figures(after[count]),
                 "less_zero_shot": _differences(after[count], tables),
@@ -151,15 +154,16 @@ def _adapted_answers(
     pictures: Sequence[np.ndarray],
     halves: tuple[np.ndarray, np.ndarray],
     count: int,
-    white_point: bool,
+    with_steps: tuple[bool, bool],
     progress: Progress,
     title: str,
 ) -> pd.DataFrame:
     """Return every cell's answer by a network that was adapted to images of the other half of the groups."""
+    white_point, framing = with_steps
     tables = []
     for own, others in (halves, halves[::-1]):
         chosen = np.random.default_rng(count).permutation(others)[:count]
-        new = adapted(model, [pictures[place] for place in chosen], white_point=white_point)
+        new = adapted(model, [pictures[place] for place in chosen], white_point=white_point, framing=framing)
         tables.append(answered_cells(new, [cells[place] for place in own], None, progress, title))
     order = np.argsort(np.concatenate(halves), kind="stable")
     return pd.concat(tables, ignore_index=True).iloc[order].reset_index(drop=True)

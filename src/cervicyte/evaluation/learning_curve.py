@@ -32,6 +32,7 @@ from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
 from cervicyte.evaluation.features import logits_of_means, pooled_features
+from cervicyte.evaluation.framing import framed
 from cervicyte.evaluation.frozen_network import LogisticFit, fit_logistic, set_classifier
 from cervicyte.evaluation.last_stage import (
     last_stage_logits,
@@ -367,7 +368,8 @@ def _adapted_elsewhere(
     others = np.setdiff1d(np.arange(len(raw)), tested)
     # What is usual is not asked for here, and would take another pass.
     metadata = {key: value for key, value in model.metadata.items() if key != "familiarity"}
-    return adapted(replace(model, metadata=metadata), [raw[place] for place in others], progress=progress)
+    known = replace(model, metadata=metadata, preprocessing=framed(model))
+    return adapted(known, [raw[place] for place in others], progress=progress)
 
 
 def _seen(

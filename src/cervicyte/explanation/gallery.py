@@ -28,7 +28,7 @@ from cervicyte.explanation.cam import Contrast, Gates, Target
 from cervicyte.explanation.colours import DEFAULT_COLOURS, check_colours, strong_colour
 from cervicyte.explanation.gallery_page import RECORD, Entry, Judged, gallery_page
 from cervicyte.explanation.panels import Asked, Explanation, Map, Sentence
-from cervicyte.explanation.raw_maps import Computes, OfEngine, OfNetwork
+from cervicyte.explanation.raw_maps import Computes, OfEngine, OfNetwork, put_second_looks
 from cervicyte.explanation.samples import Subject, safe, subjects_of
 from cervicyte.explanation.verdict import FORWARD_PASSES, LEAST_PROBABILITY, Verdict, verdicts
 from cervicyte.images.preprocessing import Preprocessing
@@ -308,9 +308,9 @@ class MapJob:
 
     def explained(self, subjects: Sequence[Subject]) -> Iterator[Made]:
         """Explain one batch for every class of the model and every target."""
-        preprocessing, names = self.model.preprocessing, self.model.class_names
+        names = self.model.class_names
         images = [read_image(subject.path) for subject in subjects]
-        inputs = np.stack([preprocessing(image) for image in images])
+        inputs = np.stack([self.model.preprocessing(image) for image in images])
         contrasts = _contrasts_in(self.targets)
         found = self.source.raw(images, inputs)
         pairs, raw, logits = found.pairs, found.maps, found.logits
@@ -318,6 +318,7 @@ class MapJob:
             cell = Explanation(
                 subject.name, subject.true_class, image, names, found.said[n], seen=subject.seen
             )
+            preprocessing = self.source.answerer.seen_through(self.model, found.said[n])
             asked = _asked(
                 self.targets, cell.predicted, contrasts, {c: pairs[c][n] for c in contrasts}, names
             )
@@ -348,6 +349,7 @@ class MapJob:
             yield Made(
                 cell,
                 inputs[n],
+                preprocessing,
                 logits[n],
                 {(of, against): row for row, of, against in asked},
                 [names[k] for k in range(len(names))] + [_question(names, pairs[c][n]) for c in contrasts],
@@ -399,7 +401,7 @@ class MapJob:
                     class_names=cell.class_names,
                     logits=made.logits,
                     name=cell.name,
-                    inside=_inside(self.model.preprocessing, cell.image),
+                    inside=_inside(made.preprocessing, cell.image),
                 )
                 entry.arrays.append(file)
         return entry
@@ -436,6 +438,7 @@ class Made:
     Attributes:
         cell: for the pictures.
         network_input: uint8 [S, S, 3].
+        preprocessing: that the image went through.
         logits: float32 [C].
         rows: what each map that is shown asks, first the one by itself -> its row in the raw maps.
         questions: what each row of the raw maps answers.
@@ -444,6 +447,7 @@ class Made:
 
     cell: Explanation
     network_input: np.ndarray
+    preprocessing: Preprocessing
     logits: np.ndarray
     rows: dict[Asked, int]
     questions: list[str]
@@ -466,13 +470,14 @@ class GateJob:
 
     def write(self, subjects: Sequence[Subject], folder: Path) -> Iterator[Entry]:
         """Show the gates of one batch."""
-        preprocessing = self.model.preprocessing
-        images = [read_image(subject.path) for subject in subjects]
-        inputs = np.stack([preprocessing(image) for image in images])
         from cervicyte.explanation.controls import network_input
 
+        images = [read_image(subject.path) for subject in subjects]
+        inputs = np.stack([self.model.preprocessing(image) for image in images])
+        answerer = Answerer.of(self.model)
+        said = answers_for(self.model, answerer, images, inputs)
+        put_second_looks(answerer, images, said, inputs)
         gates = cam.cbam_gates(self.model.network, network_input(self.model, inputs))
-        said = answers_for(self.model, Answerer.of(self.model), images, inputs)
         for n, (subject, image) in enumerate(zip(subjects, images, strict=True)):
             cell = Explanation(
                 subject.name,
@@ -482,6 +487,7 @@ class GateJob:
                 said[n],
                 seen=subject.seen,
             )
+            preprocessing = answerer.seen_through(self.model, said[n])
             own = {layer: Gates(gates[layer].spatial[n], gates[layer].channel[n]) for layer in self.layers}
             entry = _entry_of(cell)
             end = f"{safe(entry.class_name)}_{subject.stem}"
@@ -560,7 +566,7 @@ def _laid(preprocessing: Preprocessing, values: np.ndarray, image: np.ndarray) -
 
 
 def _on_padding(preprocessing: Preprocessing, values: np.ndarray, image: np.ndarray) -> float:
-    """Return which share of a map, none of it negative, lies on mirrored padding, in [0, 1]."""
+    """Return which share of a map, none of it negative, lies on padding, in [0, 1]."""
     size = preprocessing.image_size
     # The same interpolation as `onto_original`: bilinear between centres, constant beyond the outermost.
     everywhere = cv2.resize(values.astype(np.float64), (size, size), interpolation=cv2.INTER_LINEAR)

@@ -53,6 +53,17 @@ class Raw:
     maps: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+def put_second_looks(
+    answerer: Answerer, images: Sequence[np.ndarray], said: Sequence[Prediction], inputs: np.ndarray
+) -> bool:
+    """Replace in `inputs`, uint8 [N, S, S, 3], what was looked at once more; return whether anything was."""
+    again = [at for at, one in enumerate(said) if one.looked_again]
+    for at in again:
+        assert answerer.second_look is not None
+        inputs[at] = answerer.second_look(images[at])
+    return bool(again)
+
+
 @dataclass
 class OfNetwork:
     """Maps by the gradients of the network itself.
@@ -76,11 +87,16 @@ class OfNetwork:
         self.answerer = Answerer.of(self.model)
 
     def raw(self, images: Sequence[np.ndarray], inputs: np.ndarray) -> Raw:
-        """Return what the network makes of images, as read and as preprocessed, uint8 [N, S, S, 3]."""
+        """Return what the network makes of images, as read and as preprocessed, uint8 [N, S, S, 3].
+
+        In `inputs`, images that were looked at once more are replaced by what was seen then.
+        """
         import torch
 
         from cervicyte.explanation.controls import network_input
 
+        said = answers_for(self.model, self.answerer, images, inputs)
+        put_second_looks(self.answerer, images, said, inputs)
         count = len(self.model.class_names)
         last = self.model.network.layers[-1]
         found = cam.differentiate(
@@ -98,7 +114,6 @@ class OfNetwork:
         for layer in self.layers:
             both = found.activations[layer], found.gradients[layer]
             maps[layer] = formula.maps(*both).cpu().numpy(), formula.signed_maps(*both).cpu().numpy()
-        said = answers_for(self.model, self.answerer, images, inputs)
         return Raw(found.logits.float().cpu().numpy(), said, pairs, maps)
 
     def note(self, cells: int) -> str:
@@ -126,10 +141,18 @@ class OfEngine:
     def raw(self, images: Sequence[np.ndarray], inputs: np.ndarray) -> Raw:
         """See `OfNetwork.raw`."""
         output = self.engine.run(inputs, evidence=True)
-        assert output.evidence is not None
         asked_for = images if self.answerer.familiarity is not None else ()
         statistics = np.array([image_statistics(image) for image in asked_for])
-        said = self.answerer.predictions(output.logits, output.means, statistics)
+
+        def look_again(seen: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            output = self.engine.run(seen)
+            return output.logits, output.means
+
+        said = self.answerer.predictions(output.logits, output.means, statistics, images, look_again)
+        if put_second_looks(self.answerer, images, said, inputs):
+            output = self.engine.run(inputs, evidence=True)
+        of_all = output.evidence
+        assert of_all is not None
         pairs = {
             one: [list(cam.contrasted_of(logits, one)) for logits in output.logits] for one in self.contrasts
         }
@@ -140,7 +163,7 @@ class OfEngine:
                     *(cam.evidence_for(evidence, Contrast(*of_cells[n])) for of_cells in pairs.values()),
                 ]
             )
-            for n, evidence in enumerate(output.evidence)
+            for n, evidence in enumerate(of_all)
         ]
         both = np.stack(signed).clip(min=0), np.stack(signed)
         return Raw(output.logits, said, pairs, {self.model.layers[-1]: both})

@@ -5,6 +5,10 @@ The steps, in this order: the channels are multiplied (optional); the bright bac
 image; noise is removed (optional); local contrast is raised (optional); the canvas is resized to the
 network's input. Mirror reflection leaves no constant border, which a network could learn to take for a
 class: the cells' aspect ratio differs from class to class.
+
+A crop that is cut close round a small cell fills the canvas as a large cell does. With a least side it stays
+small: it is laid on a square of that side, which has the colour of its border. Mirror images would be more
+cells.
 """
 
 from __future__ import annotations
@@ -40,8 +44,9 @@ ALGORITHM: dict[str, Any] = {
     "white_point": {"before": "square", "percentile": 95, "white": 240, "largest_gain": 1.6},
     # One for all images of a laboratory, unlike the white point, which is each image's own.
     "gain": {"before": "white_point"},
+    "least_side": {"border": "median of the outermost pixels, each channel"},
 }
-ADDED_LATER = ("white_point", "gain")
+ADDED_LATER = ("white_point", "gain", "least_side")
 LARGEST_GAIN = 3.0
 NO_GAIN = (1.0, 1.0, 1.0)
 
@@ -92,6 +97,12 @@ class Preprocessing(BaseModel):
     native_factor: float = Field(
         default=0.5, ge=0.01, le=16, allow_inf_nan=False, description="canvas pixels per image pixel (native)"
     )
+    least_side: int = Field(
+        default=0,
+        ge=0,
+        le=2048,
+        description="fit: an image with a shorter longer side is laid on a square of so many pixels; 0: none",
+    )
     resampling: Literal["area", "lanczos"] = Field(
         default="area",
         description="area: pixel areas when shrinking, bilinear when enlarging; lanczos: Lanczos 3",
@@ -141,7 +152,7 @@ class Preprocessing(BaseModel):
         """Return where an image of this size, in pixels, lies on the canvas."""
         if height < 1 or width < 1:
             raise ValueError(f"an image has at least one pixel, not {height}x{width}")
-        factor = self.canvas_size / max(height, width)
+        factor = self.canvas_size / max(height, width, self.least_side if self.scale == "fit" else 1)
         if self.scale == "native":
             factor = min(factor, self.native_factor)
         placed_height, placed_width = (max(1, math.floor(side * factor + 0.5)) for side in (height, width))
@@ -173,7 +184,7 @@ class Preprocessing(BaseModel):
         return left + (right - left) * column_shares
 
     def padding_mask(self, height: int, width: int) -> np.ndarray:
-        """Return bool [image_size, image_size]: True where a pixel shows mirrored padding alone.
+        """Return bool [image_size, image_size]: True where a pixel shows padding alone.
 
         `height` and `width` are the original's, in pixels. A pixel that the image's edge crosses
         counts as image, so that the thinnest image still has pixels of its own.
@@ -208,7 +219,7 @@ class Preprocessing(BaseModel):
         return sha256_of_json({"algorithm": algorithm, "settings": settings})[:16]
 
     def _square(self, image: np.ndarray) -> np.ndarray:
-        """Place the image on the canvas and fill the rest with its mirror image."""
+        """Place the image on the canvas and fill the rest with its mirror image, or its border's colour."""
         height, width = image.shape[:2]
         placement = self.placement(height, width)
         if self.scale == "native" and placement.scale < self.native_factor:
@@ -221,9 +232,14 @@ class Preprocessing(BaseModel):
         placed = self._resized(image, placement.height, placement.width)
         bottom = self.canvas_size - placement.top - placement.height
         right = self.canvas_size - placement.left - placement.width
+        sides = (placement.top, bottom, placement.left, right)
+        if self.least_side and self.scale == "fit":
+            border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+            colour = np.median(border, axis=0).round().tolist()
+            return cv2.copyMakeBorder(placed, *sides, cv2.BORDER_CONSTANT, value=colour)
         # BORDER_REFLECT repeats the reflection as often as needed, and is defined for a side of one
         # pixel, which BORDER_REFLECT_101 is not.
-        return cv2.copyMakeBorder(placed, placement.top, bottom, placement.left, right, cv2.BORDER_REFLECT)
+        return cv2.copyMakeBorder(placed, *sides, cv2.BORDER_REFLECT)
 
     def _resized(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         if image.shape[:2] == (height, width):

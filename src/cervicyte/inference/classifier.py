@@ -18,6 +18,7 @@ from cervicyte.evaluation.answers import Answerer, Prediction
 from cervicyte.evaluation.predictions import BATCH, softmax
 from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict, verdicts
+from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.statistics import image_statistics
 from cervicyte.inference.choice import GRAPH_ENGINES, TORCH, engine_for
 from cervicyte.inference.engines import Precision
@@ -27,6 +28,8 @@ from cervicyte.network.graph import Output
 
 if TYPE_CHECKING:
     from cervicyte.network.model_file import ModelFile
+
+Seen = tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 class Classifier:
@@ -139,17 +142,44 @@ class Classifier:
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
             output = self.engine.run(self.preprocessed(batch), evidence)
-            predictions = self.answerer.predictions(output.logits, output.means, self.statistics(batch))
-            nothing: list[np.ndarray | None] = [None] * len(batch)
-            found += zip(predictions, nothing if output.evidence is None else output.evidence, strict=True)
+            of_second_looks: list[np.ndarray] = []
+
+            def look_again(inputs: np.ndarray, into: list[np.ndarray] = of_second_looks) -> Seen:
+                output = self.engine.run(inputs, evidence)
+                into.extend([] if output.evidence is None else output.evidence)
+                return output.logits, output.means
+
+            predictions = self.answerer.predictions(
+                output.logits, output.means, self.statistics(batch), batch, look_again
+            )
+            if output.evidence is None:
+                found += [(one, None) for one in predictions]
+                continue
+            again = iter(of_second_looks)
+            for prediction, of_first in zip(predictions, output.evidence, strict=True):
+                found.append((prediction, next(again) if prediction.looked_again else of_first))
         return found
 
+    def look_again(self, inputs: np.ndarray) -> Seen:
+        """Return logits and features of images, preprocessed: what `Answerer.predictions` asks for."""
+        output = self.engine.run(inputs)
+        return output.logits, output.means
+
     def maps_of(
-        self, image: np.ndarray, evidence: np.ndarray, classes: Sequence[str] | None = None
+        self,
+        image: np.ndarray,
+        evidence: np.ndarray,
+        prediction: Prediction,
+        classes: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return what `explain` does for maps `in_one_pass`, of an image whose evidence is at hand."""
+        """Return what `explain` does for maps `in_one_pass`, of an image `answered` with evidence."""
         names = self.class_names if classes is None else tuple(classes)
-        return self._onto_original(image, names, evidence[[self._index(name) for name in names]].clip(min=0))
+        values = evidence[[self._index(name) for name in names]].clip(min=0)
+        return _onto_original(self.seen_through(prediction), image, names, values)
+
+    def seen_through(self, prediction: Prediction) -> Preprocessing:
+        """Return what an image went through for its answer."""
+        return self.answerer.seen_through(self.model, prediction)
 
     def preprocessed(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return what the engine takes, uint8 [N, S, S, 3], of images uint8 [H, W, 3], RGB, of any sizes."""
@@ -171,7 +201,7 @@ class Classifier:
         """
         ((prediction, evidence),) = self.answered([image], evidence=True)
         assert evidence is not None
-        return prediction, self.maps_of(image, evidence)
+        return prediction, self.maps_of(image, evidence, prediction)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -214,6 +244,8 @@ class Classifier:
         classes: Sequence[str] | None = None,
         layer: str | None = None,
         method: str = cam.DEFAULT_METHOD,
+        *,
+        prediction: Prediction | None = None,
     ) -> dict[str, np.ndarray]:
         """Return class -> map of the places that speak for it, on the original's pixels.
 
@@ -222,6 +254,8 @@ class Classifier:
             classes: names; None is every class in order.
             layer: of `layers`; None is `default_layer`.
             method: of `methods`.
+            prediction: of the image, if it is at hand: else it is made anew, where a second look at the image
+                is possible, since the maps are of the look that gave the answer.
 
         Returns:
             float32 [H, W] each, none negative, in units of the method: comparable between the classes
@@ -235,9 +269,11 @@ class Classifier:
         names = self.class_names if classes is None else tuple(classes)
         layer = layer or self.default_layer
         self.check_map(layer, method)
-        inputs = self.preprocessed([image])
-        maps = self._maps(inputs, [self._index(name) for name in names], layer, method)
-        return self._onto_original(image, names, maps)
+        if prediction is None and self.answerer.has_second_look(image):
+            prediction = self.predict([image])[0]
+        seen = self.model.preprocessing if prediction is None else self.seen_through(prediction)
+        maps = self._maps(seen(image)[np.newaxis], [self._index(name) for name in names], layer, method)
+        return _onto_original(seen, image, names, maps)
 
     def judge(
         self,
@@ -252,7 +288,7 @@ class Classifier:
         shown first; one image, where the network gives the class too little probability for a test.
 
         Args:
-            preprocessed: the image as `model.preprocessing` leaves it, uint8 [S, S, 3].
+            preprocessed: the image as `seen_through` leaves it, uint8 [S, S, 3].
             class_name, layer, method: of the map, as in `explain`.
 
         Raises:
@@ -303,18 +339,19 @@ class Classifier:
                 self._with_gradients = load_model_file(self.model.path)
             return self._with_gradients
 
-    def _onto_original(
-        self, image: np.ndarray, names: Sequence[str], maps: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Lay maps [classes, h, w] over the pixels of an image [H, W, 3]."""
-        height, width = image.shape[:2]
-        onto_original = self.model.preprocessing.onto_original
-        return {name: onto_original(values, height, width) for name, values in zip(names, maps, strict=True)}
-
     def _index(self, class_name: str) -> int:
         if class_name not in self.class_names:
             raise UsageError(f"There is no class {class_name!r}; choose from {', '.join(self.class_names)}.")
         return self.class_names.index(class_name)
+
+
+def _onto_original(
+    seen: Preprocessing, image: np.ndarray, names: Sequence[str], maps: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Lay maps [classes, h, w] over the pixels of an image [H, W, 3]."""
+    height, width = image.shape[:2]
+    laid = (seen.onto_original(values, height, width) for values in maps)
+    return dict(zip(names, laid, strict=True))
 
 
 def _refuse_others(images: Any) -> None:

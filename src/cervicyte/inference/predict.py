@@ -73,6 +73,7 @@ class Prepared:
         error: why there is no image; else empty.
         inputs: uint8 [1, S, S, 3]; None if there is no image.
         statistics: see `Classifier.statistics`, of this image.
+        small: the image as read, uint8 [H, W, 3], if a second look at it is possible.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Prepared:
     error: str
     inputs: np.ndarray | None = None
     statistics: np.ndarray | None = None
+    small: np.ndarray | None = None
 
 
 class Workers(Protocol):
@@ -226,6 +228,7 @@ def _fingerprint(classifier: Classifier) -> str:
             "network": model.kind,
             "classes": list(classifier.class_names),
             "preprocessing": model.preprocessing.fingerprint(),
+            "second_look": again.fingerprint() if (again := classifier.answerer.second_look) else "",
             "tensors": model.tensors_sha256,
             # Two graphs in int8 of the same weights answer otherwise.
             "graph": model.files_sha256 if isinstance(model, FrozenModel) else [],
@@ -294,7 +297,9 @@ def _prepare(classifier: Classifier, source: Source) -> Prepared:
     digest, image, error = image_of(source)
     if image is None:
         return Prepared(source.name, digest, error)
-    return Prepared(source.name, digest, "", classifier.preprocessed([image]), classifier.statistics([image]))
+    inputs, statistics = classifier.preprocessed([image]), classifier.statistics([image])
+    small = image if classifier.answerer.has_second_look(image) else None
+    return Prepared(source.name, digest, "", inputs, statistics, small)
 
 
 def _computed(
@@ -321,7 +326,12 @@ def _rows(classifier: Classifier, batch: Sequence[Prepared], output: Output | No
     predictions: Iterator[Prediction] = iter(())
     if output is not None:
         statistics = np.concatenate([one.statistics for one in batch if one.statistics is not None])
-        predictions = iter(classifier.answerer.predictions(output.logits, output.means, statistics))
+        small = [one.small for one in batch if one.inputs is not None]
+        predictions = iter(
+            classifier.answerer.predictions(
+                output.logits, output.means, statistics, small, classifier.look_again
+            )
+        )
     for one in batch:
         if one.inputs is None:
             blank = [""] * (len(header_of(classifier)) - 4)
