@@ -580,7 +580,8 @@ def elsewhere(
         bool, typer.Option("--white-point/--no-white-point", help="Match the background's light too.")
     ] = True,
     framing: Annotated[
-        bool, typer.Option("--framing/--no-framing", help="Keep small crops small too.")
+        bool,
+        typer.Option("--framing/--no-framing", help="Keep small crops small, in a second look too."),
     ] = True,
 ) -> None:
     """Measure how well networks tell normal from abnormal among another laboratory's cells."""

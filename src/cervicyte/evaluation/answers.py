@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -281,6 +281,8 @@ def answered_cells(
     progress: Progress = SILENT,
     title: str = "Classifying",
     inputs: np.ndarray | None = None,
+    *,
+    framing: bool = True,
 ) -> pd.DataFrame:
     """Return one row a cell: see `predictions_table`, and `ANSWER_COLUMNS` of what the model can say.
 
@@ -291,6 +293,7 @@ def answered_cells(
         progress: is told of every batch.
         title: of the progress.
         inputs: the cells' images, preprocessed, where they are at hand: uint8 [N, S, S, 3].
+        framing: take a second look at what is unlike the training cells; without, for comparison alone.
 
     Raises:
         ImageError: a file cannot be read; the text names it.
@@ -299,6 +302,8 @@ def answered_cells(
     from cervicyte.training.cells import READING_THREADS
 
     answerer = Answerer.of(model)
+    if not framing:
+        answerer = replace(answerer, second_look=None)
     answers: list[Prediction] = []
     progress.start(title, len(cells))
     with ThreadPoolExecutor(READING_THREADS) as threads:

@@ -63,7 +63,7 @@ def elsewhere(
         adapt: numbers of images to which the networks are adapted as well.
         draws: of halves and images, for each such number.
         white_point: whether adaptation matches the background's light too.
-        framing: whether it keeps small crops small too.
+        framing: whether small crops stay small, in a second look and in adapted networks.
         command: the command line, recorded in every artefact.
         progress: is told of every batch.
 
@@ -93,7 +93,7 @@ def elsewhere(
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
         check_groupings(model.class_names, path)
         refuse_seen(model, dataset.cells, data, False, OTHER_CELLS)
-        table = answered_cells(model, dataset.cells, None, progress, path.name)
+        table = answered_cells(model, dataset.cells, None, progress, path.name, framing=framing)
         table.insert(0, "model", path.name)
         tables.append(table)
         hashes.append(weights_hash(model.network))
@@ -109,6 +109,7 @@ def elsewhere(
         "notice": RESEARCH_USE_ONLY,
         "data": dataset.root.name,
         "models": len(models),
+        "framing": framing,
         "weights_sha256": hashes,
         "cells": len(dataset.cells),
         "groups": len({cell.group for cell in dataset.cells}),
@@ -121,7 +122,6 @@ def elsewhere(
                 "images": count,
                 "share": share_of(count),
                 "white_point": white_point,
-                "framing": framing,
                 "draws": draws,
                 "figures": elsewhere_figures(after[count]),
                 "less_zero_shot": _differences(after[count], tables),
