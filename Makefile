@@ -122,6 +122,7 @@ fold-figures: folds ## what the folds' networks make of spoilt images, of Herlev
 	$(BIN)/cervicyte elsewhere $(RUNS)/folds/seed_0/fold_* --data $(SHARED)/data/herlev --adapt 64,200 --draws 1 --out $(RUNS)/elsewhere
 	$(BIN)/cervicyte elsewhere src/cervicyte/model/cervicyte.safetensors --data $(SHARED)/data/herlev --adapt 64,200 \
 	  --out $(RUNS)/elsewhere_shipped
+	$(BIN)/python benchmarks/second_look.py $(RUNS)/folds/seed_0 --data $(SHARED)/data/sipakmed --out docs/results/second_look.json
 	$(BIN)/python benchmarks/unlike_training.py $(RUNS)/folds/seed_0/fold_0 --data $(SHARED)/data/sipakmed \
 	  --foreign $(SHARED)/data/herlev --out $(RUNS)/unlike_training.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/flag_rates.py --foreign $(SHARED)/data/herlev --out docs/results/model/flag_rates.json

@@ -18,6 +18,9 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.description import Described
 
 
+MOST = 2048  # pixels: what `Preprocessing` takes
+
+
 def framed(model: Described) -> Preprocessing:
     """Return a model's preprocessing with a least side: the median size of its training cells.
 
@@ -29,7 +32,7 @@ def framed(model: Described) -> Preprocessing:
     if not usual or seen.scale != "fit" or seen.least_side:
         return seen
     sizes = usual["statistics"]["size_px"]
-    return seen.model_copy(update={"least_side": round(sizes[len(sizes) // 2])})
+    return seen.model_copy(update={"least_side": min(MOST, round(sizes[len(sizes) // 2]))})
 
 
 def second_look(model: Described) -> Preprocessing | None:
