@@ -234,7 +234,7 @@ def second_look(results: Path) -> Iterable[str]:
     """Yield the line on what a second look at unlike images costs at home."""
     if content := read(results / "second_look.json"):
         cost, (fold, *others) = content["lost_by_a_second_look"], content["folds"]
-        points = {end: -100 * cost[end] for end in ("value", "low", "high")}
+        points = {end: 0.0 - 100 * cost[end] for end in ("value", "low", "high")}
         networks = f"{len(others) + 1} folds" if others else f"a network of {fold['epochs']} epochs at "
         networks += "" if others else f"{fold['image_size']} pixels, {fold['fold'].replace('_', ' ')}"
         yield row(
@@ -253,7 +253,7 @@ def another_laboratory(folder: Path) -> str:
         content = read(folder / name / "elsewhere.json")
         if content is None:
             continue
-        if "framing" not in content:
+        if not content.get("framing"):
             whose += ", small crops enlarged"
         stages = [("never trained on", content, 0.80, "≥ 0.80, aim 0.85")]
         stages += [
@@ -291,8 +291,8 @@ def another_laboratory(folder: Path) -> str:
 Herlev's cells, normal against abnormal; no network was trained on any of them but in the last rows, see \
 [the learning curve](learning_curve/learning_curve.md). They guided the choice among \
 recipes and settings of adaptation: expect less elsewhere. The folds' networks do not know the light of \
-their laboratory, and were adapted without matching it; they were not measured again when [small crops were \
-no longer enlarged](../elsewhere.md#small-crops-stay-small). [How it is measured](../elsewhere.md).
+their laboratory, nor the sizes of their training cells: they were adapted without matching it, and enlarge \
+[small crops](../elsewhere.md#small-crops-stay-small). [How it is measured](../elsewhere.md).
 
 | | goal | reached | |
 | --- | --- | --- | --- |

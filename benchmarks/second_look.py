@@ -4,9 +4,10 @@ python benchmarks/second_look.py FOLDS --data DATA --out docs/results/second_loo
 
 FOLDS is the folder of a cross-validation by group, or of some of its folds: each fold's network answers for
 its own test part, with and without a second look at what it calls unlike its training cells, see
-`evaluation.framing`. Both shares of cells called rightly, and their difference with an interval from drawing
-whole groups; beside it stand how many cells were flagged, looked at again, and called otherwise, and what it
-would cost to look at all cells so.
+`evaluation.framing`; what is usual is fitted on its validation part, as folds carry nothing of it. Both
+shares of cells called rightly, and their difference with an interval from drawing whole groups; beside it
+stand how many cells were flagged, looked at again, and called otherwise, and what it would cost to look at
+all cells so.
 """
 
 from __future__ import annotations
@@ -15,22 +16,30 @@ import argparse
 import functools
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cervicyte.datasets.layouts import read_dataset
+from cervicyte.datasets.layouts import Cell, read_dataset
 from cervicyte.datasets.splits import cells_of, read_split
-from cervicyte.evaluation.answers import UNLIKE, answered_cells
-from cervicyte.evaluation.framing import framed
+from cervicyte.evaluation.answers import UNLIKE, answered_cells, attach, fit_answers
+from cervicyte.evaluation.framing import framed, second_look
 from cervicyte.metrics import group_bootstrap
-from cervicyte.network.model_file import load_model_file
+from cervicyte.network.model_file import ModelFile, load_model_file
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
+from cervicyte.training.cells import load_cells
+from cervicyte.training.loop import LabelledImages
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (weights @ values / weights.sum(1))[:, np.newaxis]
+
+
+def shown(model: ModelFile, cells: Sequence[Cell]) -> LabelledImages:
+    truth = np.array([model.class_names.index(cell.label) for cell in cells])
+    return LabelledImages(load_cells(cells, model.preprocessing), truth)
 
 
 def main() -> None:
@@ -45,7 +54,15 @@ def main() -> None:
     folds, groups = [], []
     for run in sorted(arguments.folds.glob("fold_*")):
         model = load_model_file(run / "best_model.pth")
-        cells = cells_of(read_split(run / "split.csv"), dataset, "test")
+        split = read_split(run / "split.csv")
+        cells = cells_of(split, dataset, "test")
+        if "familiarity" not in model.metadata:
+            of_training, of_validation = (cells_of(split, dataset, part) for part in ("train", "validation"))
+            answers = fit_answers(
+                model, shown(model, of_training), of_training, shown(model, of_validation), of_validation
+            )
+            attach(model, *answers)
+        assert second_look(model) is not None, f"{run}: takes no second look"
         so = replace(model, preprocessing=framed(model))
         tables = {
             "once": answered_cells(model, cells, framing=False),

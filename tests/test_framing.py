@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cervicyte.errors import FamiliarityError
 from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import SECOND_LOOK, UNLIKE, Answerer, answers_for
 from cervicyte.evaluation.familiarity import distances_of, fit_familiarity, fit_spaces
@@ -110,11 +111,17 @@ def test_the_least_side_is_a_usual_training_cell_s(model):
 
 @pytest.mark.parametrize(
     ("changed", "metadata"),
-    [({"least_side": 12}, True), ({"scale": "native"}, True), ({}, False)],
+    [
+        ({"least_side": 12}, ("familiarity",)),
+        ({"scale": "native"}, ("familiarity",)),
+        ({}, ()),
+        ({}, ("familiarity", "adaptation")),  # what is usual are its laboratory's sizes
+    ],
 )
 def test_a_model_keeps_what_it_has_or_cannot_know(model, changed, metadata):
     seen = SEEN.model_copy(update=changed)
-    other = replace(model, preprocessing=seen, metadata=model.metadata if metadata else {})
+    known = model.metadata | {"adaptation": {}}
+    other = replace(model, preprocessing=seen, metadata={name: known[name] for name in metadata})
     assert framed(other) == seen
     assert second_look(other) is None
 
@@ -125,6 +132,19 @@ def test_an_adapted_model_shows_all_images_so_and_looks_once(model):
     assert second_look(new) is None
     assert adapted(new, pictures(10, 12, 15, seed=2)).preprocessing.least_side == USUAL_SIDE
     assert adapted(model, pictures(10, 12, 15, seed=1), framing=False).preprocessing.least_side == 0
+
+
+@pytest.mark.parametrize(
+    "usual", [{"other": 1}, {"statistics": {}}, {"statistics": {"size_px": []}}, {"statistics": 3}]
+)
+def test_what_is_damaged_is_said_in_a_sentence(model, usual):
+    with pytest.raises(FamiliarityError, match="is damaged"):
+        framed(replace(model, metadata={"familiarity": usual}))
+
+
+def test_a_model_that_was_adapted_without_knows_only_its_laboratory_s_sizes(model):
+    first = adapted(model, pictures(10, 12, 15, seed=1), framing=False)
+    assert adapted(first, pictures(10, 12, 15, seed=2)).preprocessing.least_side == 0
 
 
 # --- a second look -------------------------------------------------------------------------------

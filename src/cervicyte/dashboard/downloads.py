@@ -233,7 +233,7 @@ def _said_of(source: Source, looked: Looked) -> list[str]:
     said.append(absent_sentence(source.classifier.class_names))
     said.append(f"Image: {entry.name}, {entry.width} x {entry.height} pixels, SHA-256 {entry.sha256}")
     said.append(source.model_line)
-    said.append(f"Preprocessing fingerprint {source.classifier.model.preprocessing.fingerprint()}")
+    said.append(f"Preprocessing fingerprint {source.classifier.seen_through(prediction).fingerprint()}")
     return said
 
 

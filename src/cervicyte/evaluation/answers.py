@@ -36,11 +36,12 @@ from cervicyte.network.heads import abnormal_unit
 from cervicyte.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # torch and accelerate take seconds to come, and answering needs them not
+    from cervicyte.network.graph import Output
     from cervicyte.network.model_file import ModelFile
     from cervicyte.training.loop import LabelledImages
 
 Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
-SECOND_LOOK = "Its class comes from a second look, in which it was not enlarged."
+SECOND_LOOK = "Its class comes from a second look, enlarged no more than a usual cell."
 Network = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]
 """Gives logits and features for what it is shown, preprocessed."""
 UNLIKE: tuple[Verdict, ...] = ("unlike_training", "not_a_cell")
@@ -215,11 +216,13 @@ class Answerer:
         return is_unlike and image is not None and self.has_second_look(image)
 
     def seen_through(self, model: Described, prediction: Prediction) -> Preprocessing:
-        """Return what an image went through for its answer by a model, which this was read from."""
-        if prediction.looked_again:
-            assert self.second_look is not None
-            return self.second_look
-        return model.preprocessing
+        """Return what an image went through for its answer by a model, which this was read from.
+
+        The answer may be of another model, on a page that has changed it since: then it is what the image
+        would go through here.
+        """
+        again = self.second_look if prediction.looked_again else None
+        return again or model.preprocessing
 
     def _prediction(
         self,
@@ -272,6 +275,40 @@ def answers_for(
     asked_for = images if answerer.familiarity is not None else ()
     statistics = np.array([image_statistics(image) for image in asked_for])
     return answerer.predictions(logits, features, statistics, images, network)
+
+
+def answers_and_output(
+    answerer: Answerer,
+    run: Callable[[np.ndarray], Output],
+    inputs: np.ndarray,
+    images: Sequence[np.ndarray | None],
+    statistics: np.ndarray,
+) -> tuple[list[Prediction], Output]:
+    """Return one prediction an image, and what an engine gave for it in the look that it was answered by.
+
+    Args:
+        answerer: of the engine's model.
+        run: gives the network's output for images, preprocessed, uint8 [N, S, S, 3].
+        inputs: the images, preprocessed as they are at first.
+        images, statistics: see `Answerer.predictions`.
+    """
+    output = run(inputs)
+    again: list[Output] = []
+
+    def look_again(seen: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        again.append(run(seen))
+        return again[-1].logits, again[-1].means
+
+    said = answerer.predictions(output.logits, output.means, statistics, images, look_again)
+    places = [at for at, one in enumerate(said) if one.looked_again]
+    for second in again:
+        logits = output.logits.copy()
+        logits[places] = second.logits
+        evidence = None if output.evidence is None else output.evidence.copy()
+        if evidence is not None:
+            evidence[places] = second.evidence
+        output = output._replace(logits=logits, evidence=evidence)
+    return said, output
 
 
 def answered_cells(

@@ -25,6 +25,7 @@ from cervicyte.evaluation.adaptation import adapted, share_of
 from cervicyte.evaluation.answers import UNLIKE, answered_cells
 from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.cross_validation_page import interval_text
+from cervicyte.evaluation.framing import framed
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.seen import OTHER_CELLS, caveats_elsewhere, refuse_seen
 from cervicyte.evaluation.tables import write_table
@@ -63,7 +64,8 @@ def elsewhere(
         adapt: numbers of images to which the networks are adapted as well.
         draws: of halves and images, for each such number.
         white_point: whether adaptation matches the background's light too.
-        framing: whether small crops stay small, in a second look and in adapted networks.
+        framing: whether small crops stay small, in a second look and in adapted networks, of models that know
+            their training cells' sizes.
         command: the command line, recorded in every artefact.
         progress: is told of every batch.
 
@@ -88,7 +90,7 @@ def elsewhere(
         )
     pictures = _read(dataset.cells, progress) if adapt else []
     after: dict[int, list[pd.DataFrame]] = {count: [] for count in adapt}
-    tables, hashes = [], []
+    tables, hashes, framing_known = [], [], True
     for path in models:
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
         check_groupings(model.class_names, path)
@@ -97,6 +99,7 @@ def elsewhere(
         table.insert(0, "model", path.name)
         tables.append(table)
         hashes.append(weights_hash(model.network))
+        framing_known &= framed(model).least_side > 0
         for count in adapt:
             for seed, pair in enumerate(halves):
                 asked = f"{path.name}, adapted to {count} images, draw {seed + 1} of {draws}"
@@ -109,7 +112,7 @@ def elsewhere(
         "notice": RESEARCH_USE_ONLY,
         "data": dataset.root.name,
         "models": len(models),
-        "framing": framing,
+        "framing": framing and framing_known,
         "weights_sha256": hashes,
         "cells": len(dataset.cells),
         "groups": len({cell.group for cell in dataset.cells}),

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from cervicyte.errors import FamiliarityError
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.description import Described
-
 
 MOST = 2048  # pixels: what `Preprocessing` takes
 
@@ -25,25 +25,32 @@ def framed(model: Described) -> Preprocessing:
     """Return a model's preprocessing with a least side: the median size of its training cells.
 
     That is the median of the geometric mean of height and width, in pixels. The preprocessing is returned as
-    it is where it has a least side already, shows all images at one scale anyhow, or where the model knows no
-    training cells' sizes.
+    it is where it has a least side already, shows all images at one scale anyhow, or where the model does not
+    know its training cells' sizes, as an adapted one, whose usual sizes are its laboratory's.
+
+    Raises:
+        FamiliarityError: what the model knows of its training cells is damaged.
     """
     seen, usual = model.preprocessing, model.metadata.get("familiarity")
-    if not usual or seen.scale != "fit" or seen.least_side:
+    if not usual or "adaptation" in model.metadata or seen.scale != "fit" or seen.least_side:
         return seen
-    sizes = usual["statistics"]["size_px"]
-    return seen.model_copy(update={"least_side": min(MOST, round(sizes[len(sizes) // 2]))})
+    try:
+        sizes = usual["statistics"]["size_px"]
+        least = min(MOST, round(sizes[len(sizes) // 2]))
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
+        raise FamiliarityError("The model's familiarity: is damaged; take another copy of it.") from error
+    return seen.model_copy(update={"least_side": least})
 
 
 def second_look(model: Described) -> Preprocessing | None:
     """Return how a model sees an image once more that is unlike its training cells; None if it does not.
 
-    An adapted model has been told of its laboratory, and sees all images as they are to be seen there.
+    An adapted model sees all images as they are to be seen in its laboratory, and looks once.
     """
     wide = framed(model)
-    return None if "adaptation" in model.metadata or wide == model.preprocessing else wide
+    return None if wide == model.preprocessing else wide
 
 
 def is_small(image: np.ndarray, preprocessing: Preprocessing | None) -> bool:
-    """Return whether a least side makes a difference to an image, uint8 [H, W, 3]."""
+    """Return whether a least side keeps an image, uint8 [H, W, 3], from being enlarged as far as else."""
     return preprocessing is not None and max(image.shape[:2]) < preprocessing.least_side

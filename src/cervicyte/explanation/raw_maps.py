@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cervicyte.evaluation.answers import Answerer, Prediction, answers_for
+from cervicyte.evaluation.answers import Answerer, Prediction, answers_and_output, answers_for
 from cervicyte.evaluation.predictions import softmax
 from cervicyte.explanation import cam
 from cervicyte.explanation.cam import Contrast
@@ -55,13 +56,12 @@ class Raw:
 
 def put_second_looks(
     answerer: Answerer, images: Sequence[np.ndarray], said: Sequence[Prediction], inputs: np.ndarray
-) -> bool:
-    """Replace in `inputs`, uint8 [N, S, S, 3], what was looked at once more; return whether anything was."""
-    again = [at for at, one in enumerate(said) if one.looked_again]
-    for at in again:
-        assert answerer.second_look is not None
-        inputs[at] = answerer.second_look(images[at])
-    return bool(again)
+) -> None:
+    """Replace in `inputs`, uint8 [N, S, S, 3], what was looked at once more."""
+    for at, one in enumerate(said):
+        if one.looked_again:
+            assert answerer.second_look is not None
+            inputs[at] = answerer.second_look(images[at])
 
 
 @dataclass
@@ -140,19 +140,12 @@ class OfEngine:
 
     def raw(self, images: Sequence[np.ndarray], inputs: np.ndarray) -> Raw:
         """See `OfNetwork.raw`."""
-        output = self.engine.run(inputs, evidence=True)
         asked_for = images if self.answerer.familiarity is not None else ()
         statistics = np.array([image_statistics(image) for image in asked_for])
-
-        def look_again(seen: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-            output = self.engine.run(seen)
-            return output.logits, output.means
-
-        said = self.answerer.predictions(output.logits, output.means, statistics, images, look_again)
-        if put_second_looks(self.answerer, images, said, inputs):
-            output = self.engine.run(inputs, evidence=True)
-        of_all = output.evidence
-        assert of_all is not None
+        run = functools.partial(self.engine.run, evidence=True)
+        said, output = answers_and_output(self.answerer, run, inputs, images, statistics)
+        assert output.evidence is not None
+        put_second_looks(self.answerer, images, said, inputs)
         pairs = {
             one: [list(cam.contrasted_of(logits, one)) for logits in output.logits] for one in self.contrasts
         }
@@ -163,7 +156,7 @@ class OfEngine:
                     *(cam.evidence_for(evidence, Contrast(*of_cells[n])) for of_cells in pairs.values()),
                 ]
             )
-            for n, evidence in enumerate(of_all)
+            for n, evidence in enumerate(output.evidence)
         ]
         both = np.stack(signed).clip(min=0), np.stack(signed)
         return Raw(output.logits, said, pairs, {self.model.layers[-1]: both})
@@ -179,6 +172,6 @@ class OfEngine:
     def note(self, cells: int) -> str:
         """Return what is to be said of the maps of so many cells."""
         return (
-            f"Answers and maps are of {self.engine.name}, both from one pass: how much each place at "
+            f"Answers and maps are of {self.engine.name}, both from the same pass: how much each place at "
             f"{self.model.layers[-1]} adds to the logit of a class."
         )

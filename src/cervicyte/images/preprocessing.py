@@ -101,7 +101,8 @@ class Preprocessing(BaseModel):
         default=0,
         ge=0,
         le=2048,
-        description="fit: an image with a shorter longer side is laid on a square of so many pixels; 0: none",
+        description="fit: smaller images lie on a square of so many pixels; what is left has the border's "
+        "colour; 0: none",
     )
     resampling: Literal["area", "lanczos"] = Field(
         default="area",

@@ -6,6 +6,7 @@ anything behind in the network, so any number of threads may ask one at once.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cervicyte.errors import UsageError
-from cervicyte.evaluation.answers import Answerer, Prediction
+from cervicyte.evaluation.answers import Answerer, Prediction, answers_and_output
 from cervicyte.evaluation.predictions import BATCH, softmax
 from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict, verdicts
@@ -128,7 +129,7 @@ class Classifier:
     def answered(
         self, images: Sequence[np.ndarray], evidence: bool
     ) -> list[tuple[Prediction, np.ndarray | None]]:
-        """Return one prediction an image and, if it is asked for, its evidence, by the same pass.
+        """Return one prediction an image and, if it is asked for, its evidence, by the pass that answered it.
 
         Args:
             images: as in `predict`.
@@ -141,23 +142,12 @@ class Classifier:
         found: list[tuple[Prediction, np.ndarray | None]] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            output = self.engine.run(self.preprocessed(batch), evidence)
-            of_second_looks: list[np.ndarray] = []
-
-            def look_again(inputs: np.ndarray, into: list[np.ndarray] = of_second_looks) -> Seen:
-                output = self.engine.run(inputs, evidence)
-                into.extend([] if output.evidence is None else output.evidence)
-                return output.logits, output.means
-
-            predictions = self.answerer.predictions(
-                output.logits, output.means, self.statistics(batch), batch, look_again
+            run = functools.partial(self.engine.run, evidence=evidence)
+            predictions, output = answers_and_output(
+                self.answerer, run, self.preprocessed(batch), batch, self.statistics(batch)
             )
-            if output.evidence is None:
-                found += [(one, None) for one in predictions]
-                continue
-            again = iter(of_second_looks)
-            for prediction, of_first in zip(predictions, output.evidence, strict=True):
-                found.append((prediction, next(again) if prediction.looked_again else of_first))
+            nothing: list[np.ndarray | None] = [None] * len(batch)
+            found += zip(predictions, nothing if output.evidence is None else output.evidence, strict=True)
         return found
 
     def look_again(self, inputs: np.ndarray) -> Seen:

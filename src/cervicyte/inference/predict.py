@@ -228,7 +228,7 @@ def _fingerprint(classifier: Classifier) -> str:
             "network": model.kind,
             "classes": list(classifier.class_names),
             "preprocessing": model.preprocessing.fingerprint(),
-            "second_look": again.fingerprint() if (again := classifier.answerer.second_look) else "",
+            **({"second_look": again.fingerprint()} if (again := classifier.answerer.second_look) else {}),
             "tensors": model.tensors_sha256,
             # Two graphs in int8 of the same weights answer otherwise.
             "graph": model.files_sha256 if isinstance(model, FrozenModel) else [],
