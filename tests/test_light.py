@@ -179,7 +179,7 @@ def test_a_gallery_of_an_engine_shows_the_maps_of_the_gradients_contrasts_too(fo
         for key in ("maps", "signed_maps", "logits"):
             np.testing.assert_allclose(given[key], right[key], atol=1e-4 * np.abs(right[key]).max())
         assert list(given["classes"]) == list(right["classes"])
-    assert "both from one pass" in (tmp_path / "graph" / "index.html").read_text()
+    assert "both from the same pass" in (tmp_path / "graph" / "index.html").read_text()
 
 
 def test_contrasts_of_numpy_are_those_of_torch():
