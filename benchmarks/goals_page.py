@@ -178,7 +178,7 @@ def labelled(results: Path) -> Iterable[str]:
         (
             "learning_curve_adapted_last_stage",
             LEARNING,
-            f"{ENLARGED}, then {recipe}, `classifier: last_stage`)",
+            f"{enlarged}, then {recipe}, `classifier: last_stage`)",
         ),
     )
     if read(results / "learning_curve" / "learning_curve.json") is None:
