@@ -447,7 +447,7 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
         low, high = (100 * end for end in loss["loss_interval"])
         lines += [
             f"Its loss on cells of SIPaKMeD: of {loss['cells']:,} in groups that the networks of "
-            f"{counted(len(loss['folds']), 'fold')} had not seen, {loss['accuracy']['float32']:.2%} are "
+            f"{counted(len(loss['folds']), 'fold')}{trained_so(loss)} had not seen, {loss['accuracy']['float32']:.2%} are "
             f"called rightly in float32 and {loss['accuracy']['int8']:.2%} in int8, a loss of "
             f"{100 * loss['loss']:.2f} points [{low:.2f}, {high:.2f}]; "
             f"the bound is {100 * loss['bounds']['loss']:.1f}. {loss['cells_with_another_class']} cells get "
@@ -460,6 +460,12 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
             "",
         ]
     return lines
+
+
+def trained_so(loss: dict[str, Any]) -> str:
+    """Return how networks were trained that are not of the recipe that ships."""
+    fold = loss["folds"][0]
+    return f", of {fold['image_size']} pixels and {fold['epochs']} epochs," if "epochs" in fold else ""
 
 
 def gpu_lines(found: dict[str, Any] | None) -> list[str]:

@@ -74,7 +74,8 @@ def main() -> None:
         other_class += int(np.sum(found["float32"].argmax(1) != found[precision].argmax(1)))
         changes.append(np.abs(softmax(found["float32"]) - softmax(found[precision])).max(1))
         groups += [cell.group for cell in cells]
-        folds.append({"fold": run.name, "cells": len(cells)})
+        seen = {"image_size": model.preprocessing.image_size, "epochs": model.epoch}
+        folds.append({"fold": run.name, "cells": len(cells), **seen})
         print(run.name, {name: float(values[-1].mean()) for name, values in right.items()}, flush=True)
     accuracy = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
     change = np.concatenate(changes)
