@@ -448,8 +448,8 @@ def int8_lines(cost: dict[str, Any] | None, loss: dict[str, Any] | None) -> list
         lines += [
             f"Its loss on cells of SIPaKMeD: of {loss['cells']:,} in groups that the networks of "
             f"{counted(len(loss['folds']), 'fold')}{trained_so(loss)} had not seen, "
-            f"{loss['accuracy']['float32']:.2%} are called rightly in float32 and {loss['accuracy']['int8']:.2%} in int8, a loss of "
-            f"{100 * loss['loss']:.2f} points [{low:.2f}, {high:.2f}]; "
+            f"{loss['accuracy']['float32']:.2%} are called rightly in float32 and "
+            f"{loss['accuracy']['int8']:.2%} in int8, a loss of {100 * loss['loss']:.2f} points [{low:.2f}, {high:.2f}]; "
             f"the bound is {100 * loss['bounds']['loss']:.1f}. {loss['cells_with_another_class']} cells get "
             "another class. No uncalibrated probability moves by more than "
             f"{loss['largest_change_of_a_probability']:.3f} (99 in 100 by less than "
