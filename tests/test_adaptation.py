@@ -361,10 +361,10 @@ def test_no_cell_is_judged_by_a_network_that_was_adapted_to_its_frame(
         shown.append({image.tobytes() for image in images})
         return adapted(model, images, **options)
 
-    def watched_answers(model, cells, *rest):
+    def watched_answers(model, cells, *rest, **options):
         if "adaptation" in model.metadata:
             judged.append({read_image(cell.path).tobytes() for cell in cells})
-        return answered_cells(model, cells, *rest)
+        return answered_cells(model, cells, *rest, **options)
 
     monkeypatch.setattr(elsewhere_module, "adapted", watched_adapted)
     monkeypatch.setattr(elsewhere_module, "answered_cells", watched_answers)

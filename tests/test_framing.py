@@ -169,16 +169,8 @@ def test_class_and_probabilities_are_the_second_look_s_and_the_verdict_the_first
     assert once[1].probabilities != pytest.approx(seen_so[1].probabilities, abs=1e-4)  # it can be told
 
 
-def test_what_several_heads_share_is_the_second_look_s_too(model, images):
-    answerer = replace(Answerer.of(model), abnormal_unit=(np.ones(2048, np.float32), 0.0))
-    first = pooled_features(model.network, np.stack([SEEN(image) for image in images]), SEEN)
-    statistics = np.array([image_statistics(image) for image in images])
-
-    def network(seen):
-        return np.zeros((len(seen), 3)), {"stage4": np.full((len(seen), 2048), -1.0)}
-
-    found = answerer.predictions(np.zeros((4, 3)), first, statistics, images, network)
-    assert [one.abnormal is not None and one.abnormal < 1e-9 for one in found] == LOOKED_AGAIN
+def test_a_model_with_several_heads_looks_once(model):
+    assert second_look(replace(model, metadata=model.metadata | {"heads": [{"name": "own"}]})) is None
 
 
 def test_every_way_to_an_answer_says_the_same(model, images, tmp_path):

@@ -187,10 +187,8 @@ class Answerer:
             assert network is not None
             assert self.second_look is not None
             seen = np.stack([self.second_look(image) for at in again if (image := images[at]) is not None])
-            new_logits, new_features = network(seen)
-            logits, last = logits.copy(), features["stage4"].copy()
-            logits[again], last[again] = new_logits, new_features["stage4"]
-            features = {**features, "stage4": last}
+            logits = logits.copy()
+            logits[again], _ = network(seen)
         probabilities = self.calibrated(logits)
         in_set = np.zeros_like(probabilities, bool)
         declined = np.zeros(count, bool)

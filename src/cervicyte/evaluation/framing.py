@@ -45,10 +45,11 @@ def framed(model: Described) -> Preprocessing:
 def second_look(model: Described) -> Preprocessing | None:
     """Return how a model sees an image once more that is unlike its training cells; None if it does not.
 
-    An adapted model sees all images as they are to be seen in its laboratory, and looks once.
+    An adapted model sees all images as they are to be seen in its laboratory, and looks once. So does a model
+    with several heads: each knows other training cells, and what they share is to be the same by any of them.
     """
     wide = framed(model)
-    return None if wide == model.preprocessing else wide
+    return None if wide == model.preprocessing or model.metadata.get("heads") else wide
 
 
 def is_small(image: np.ndarray, preprocessing: Preprocessing | None) -> bool:
