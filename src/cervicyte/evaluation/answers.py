@@ -42,8 +42,8 @@ if TYPE_CHECKING:  # torch and accelerate take seconds to come, and answering ne
 
 Verdict = Literal["answer", "uncertain", "unlike_training", "not_a_cell"]
 SECOND_LOOK = "Its class comes from a second look, enlarged no more than a usual cell."
-Network = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]
-"""Gives logits and features for what it is shown, preprocessed."""
+Network = Callable[[np.ndarray], np.ndarray]
+"""Gives logits [N, C] for what it is shown, preprocessed, uint8 [N, S, S, 3]."""
 UNLIKE: tuple[Verdict, ...] = ("unlike_training", "not_a_cell")
 
 
@@ -188,7 +188,7 @@ class Answerer:
             assert self.second_look is not None
             seen = np.stack([self.second_look(image) for at in again if (image := images[at]) is not None])
             logits = logits.copy()
-            logits[again], _ = network(seen)
+            logits[again] = network(seen)
         probabilities = self.calibrated(logits)
         in_set = np.zeros_like(probabilities, bool)
         declined = np.zeros(count, bool)
@@ -265,11 +265,12 @@ def answers_for(
     """
     from cervicyte.evaluation.features import logits_of_means, pooled_features
 
-    def network(seen: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        features = pooled_features(model.network, seen, model.preprocessing)
-        return logits_of_means(model.network, features["stage4"]), features
+    def network(seen: np.ndarray) -> np.ndarray:
+        means = pooled_features(model.network, seen, model.preprocessing)["stage4"]
+        return logits_of_means(model.network, means)
 
-    logits, features = network(inputs)
+    features = pooled_features(model.network, inputs, model.preprocessing)
+    logits = logits_of_means(model.network, features["stage4"])
     asked_for = images if answerer.familiarity is not None else ()
     statistics = np.array([image_statistics(image) for image in asked_for])
     return answerer.predictions(logits, features, statistics, images, network)
@@ -293,9 +294,9 @@ def answers_and_output(
     output = run(inputs)
     again: list[Output] = []
 
-    def look_again(seen: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    def look_again(seen: np.ndarray) -> np.ndarray:
         again.append(run(seen))
-        return again[-1].logits, again[-1].means
+        return again[-1].logits
 
     said = answerer.predictions(output.logits, output.means, statistics, images, look_again)
     places = [at for at, one in enumerate(said) if one.looked_again]

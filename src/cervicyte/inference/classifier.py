@@ -30,8 +30,6 @@ from cervicyte.network.graph import Output
 if TYPE_CHECKING:
     from cervicyte.network.model_file import ModelFile
 
-Seen = tuple[np.ndarray, dict[str, np.ndarray]]
-
 
 class Classifier:
     """A model with its preprocessing, ready on a device.
@@ -150,10 +148,9 @@ class Classifier:
             found += zip(predictions, nothing if output.evidence is None else output.evidence, strict=True)
         return found
 
-    def look_again(self, inputs: np.ndarray) -> Seen:
-        """Return logits and features of images, preprocessed: what `Answerer.predictions` asks for."""
-        output = self.engine.run(inputs)
-        return output.logits, output.means
+    def look_again(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the logits of images, preprocessed: what `Answerer.predictions` asks for."""
+        return self.engine.run(inputs).logits
 
     def maps_of(
         self,
