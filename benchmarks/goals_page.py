@@ -219,19 +219,25 @@ def wider_sets(whose: str, size: float, folder: Path) -> str:
     return row(f"{whose}: mean prediction set, classes", goal, f"{size:.3f}, without an interval", met)
 
 
+def in_points(value: float, low: float, high: float) -> str:
+    """Return a difference of shares with its interval; a zero has no minus."""
+    value, low, high = (100 * end + 0.0 for end in (value, low, high))
+    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+
+
 def cost_at_home(results: Path) -> Iterable[str]:
     """Yield the line on what training for other laboratories costs at home, on inner folds."""
     ablation = read(results / "ablation" / "ablation.json")
     for one in ablation["variants"] if ablation else ():
         if one["name"] == FOREIGN_RECIPE and one.get("run"):
             difference = one["differences"]["accuracy"]
-            points = {end: 100 * difference[end] for end in ("value", "low", "high")}
+            points = in_points(difference["value"], difference["low"], difference["high"])
             yield row(
                 "five classes at home, by group: accuracy with the recipe's changes for other laboratories, "
                 "less without, on inner folds ([ablation](ablation/ablation.md))",
                 "≥ -0.3 points",
-                f"{points['value']:+.2f} points [{points['low']:+.2f}, {points['high']:+.2f}]",
-                points["value"] >= -0.3,
+                points,
+                100 * difference["value"] >= -0.3,
             )
 
 
@@ -249,14 +255,14 @@ def second_look(results: Path) -> Iterable[str]:
         ("lost_by_a_second_look", f"{flagged}, {content['looked_at_again']} looked at again"),
         ("lost_if_all_were_looked_at_so", "if all were looked at so"),
     ):
-        points = {end: 0.0 - 100 * content[name][end] for end in ("value", "low", "high")}
+        lost = content[name]
         least = name == "lost_by_a_second_look"
         yield row(
             f"five classes at home, by group: accuracy with small crops kept small, less without ({what}; "
             f"{networks})",
             "≥ -0.3 points" if least else "stated",
-            f"{points['value']:+.2f} points [{points['high']:+.2f}, {points['low']:+.2f}]",
-            points["value"] >= -0.3 if least else None,
+            in_points(-lost["value"], -lost["high"], -lost["low"]),
+            -100 * lost["value"] >= -0.3 if least else None,
         )
 
 

@@ -16,30 +16,25 @@ import argparse
 import functools
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from cervicyte.datasets.layouts import Cell, read_dataset
+from cervicyte import metrics
+from cervicyte.datasets.layouts import read_dataset
 from cervicyte.datasets.splits import cells_of, read_split
 from cervicyte.evaluation.answers import UNLIKE, answered_cells, attach, fit_answers
+from cervicyte.evaluation.cross_validation import as_json, bootstrap_estimates
 from cervicyte.evaluation.framing import framed, second_look
-from cervicyte.metrics import group_bootstrap
-from cervicyte.network.model_file import ModelFile, load_model_file
+from cervicyte.evaluation.run import labelled_images
+from cervicyte.network.model_file import load_model_file
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json
-from cervicyte.training.cells import load_cells
-from cervicyte.training.loop import LabelledImages
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (weights @ values / weights.sum(1))[:, np.newaxis]
-
-
-def shown(model: ModelFile, cells: Sequence[Cell]) -> LabelledImages:
-    truth = np.array([model.class_names.index(cell.label) for cell in cells])
-    return LabelledImages(load_cells(cells, model.preprocessing), truth)
+    return metrics.ratio(weights @ values, weights.sum(1))[:, np.newaxis]
 
 
 def main() -> None:
@@ -57,10 +52,11 @@ def main() -> None:
         split = read_split(run / "split.csv")
         cells = cells_of(split, dataset, "test")
         if "familiarity" not in model.metadata:
-            of_training, of_validation = (cells_of(split, dataset, part) for part in ("train", "validation"))
-            answers = fit_answers(
-                model, shown(model, of_training), of_training, shown(model, of_validation), of_validation
-            )
+            parts = []
+            for part in ("train", "validation"):
+                of_part = cells_of(split, dataset, part)
+                parts.append((labelled_images(of_part, model.class_names, model.preprocessing), of_part))
+            answers = fit_answers(model, *parts[0], *parts[1])
             attach(model, *answers)
         assert second_look(model) is not None, f"{run}: takes no second look"
         so = replace(model, preprocessing=framed(model))
@@ -90,8 +86,8 @@ def main() -> None:
     costs = {}
     for name in ("again", "all"):
         lost = np.concatenate(right["once"]) - np.concatenate(right[name])
-        drawn = group_bootstrap(groups, functools.partial(weighted_mean, lost))
-        costs[name] = {"value": float(lost.mean()), "low": float(drawn.low[0]), "high": float(drawn.high[0])}
+        (estimate,) = bootstrap_estimates(pd.Series(groups), functools.partial(weighted_mean, lost))
+        costs[name] = as_json(estimate)
     content = {
         "notice": RESEARCH_USE_ONLY,
         "cells": len(groups),

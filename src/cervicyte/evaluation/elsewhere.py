@@ -10,7 +10,8 @@ a network that was adapted to unlabelled images of the other half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def elsewhere(
     pictures = _read(dataset.cells, progress) if adapt else []
     after: dict[int, list[pd.DataFrame]] = {count: [] for count in adapt}
     tables, hashes, framing_known = [], [], True
+    fit = functools.partial(adapted, white_point=white_point, framing=framing)
     for path in models:
         model = load_model_file(path / MODEL_NAME if path.is_dir() else path)
         check_groupings(model.class_names, path)
@@ -104,9 +106,7 @@ def elsewhere(
             for seed, pair in enumerate(halves):
                 asked = f"{path.name}, adapted to {count} images, draw {seed + 1} of {draws}"
                 after[count].append(
-                    _adapted_answers(
-                        model, dataset.cells, pictures, pair, count, (white_point, framing), progress, asked
-                    )
+                    _adapted_answers(model, dataset.cells, pictures, pair, count, fit, progress, asked)
                 )
     content = {
         "notice": RESEARCH_USE_ONLY,
@@ -157,16 +157,15 @@ def _adapted_answers(
     pictures: Sequence[np.ndarray],
     halves: tuple[np.ndarray, np.ndarray],
     count: int,
-    with_steps: tuple[bool, bool],
+    fit: Callable[[ModelFile, Sequence[np.ndarray]], ModelFile],
     progress: Progress,
     title: str,
 ) -> pd.DataFrame:
     """Return every cell's answer by a network that was adapted to images of the other half of the groups."""
-    white_point, framing = with_steps
     tables = []
     for own, others in (halves, halves[::-1]):
         chosen = np.random.default_rng(count).permutation(others)[:count]
-        new = adapted(model, [pictures[place] for place in chosen], white_point=white_point, framing=framing)
+        new = fit(model, [pictures[place] for place in chosen])
         tables.append(answered_cells(new, [cells[place] for place in own], None, progress, title))
     order = np.argsort(np.concatenate(halves), kind="stable")
     return pd.concat(tables, ignore_index=True).iloc[order].reset_index(drop=True)

@@ -15,10 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from cervicyte.errors import FamiliarityError
-from cervicyte.images.preprocessing import Preprocessing
+from cervicyte.images.preprocessing import LARGEST_SIDE, Preprocessing
 from cervicyte.network.description import Described
-
-MOST = 2048  # pixels: what `Preprocessing` takes
 
 
 def framed(model: Described) -> Preprocessing:
@@ -36,7 +34,7 @@ def framed(model: Described) -> Preprocessing:
         return seen
     try:
         sizes = usual["statistics"]["size_px"]
-        least = min(MOST, round(sizes[len(sizes) // 2]))
+        least = min(LARGEST_SIDE, round(sizes[len(sizes) // 2]))
     except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise FamiliarityError("The model's familiarity: is damaged; take another copy of it.") from error
     return seen.model_copy(update={"least_side": least})

@@ -48,6 +48,7 @@ ALGORITHM: dict[str, Any] = {
 }
 ADDED_LATER = ("white_point", "gain", "least_side")
 LARGEST_GAIN = 3.0
+LARGEST_SIDE = 2048  # pixels
 NO_GAIN = (1.0, 1.0, 1.0)
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -87,7 +88,9 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    canvas_size: int = Field(default=256, ge=16, le=2048, description="side of the square canvas, pixels")
+    canvas_size: int = Field(
+        default=256, ge=16, le=LARGEST_SIDE, description="side of the square canvas, pixels"
+    )
     image_size: int = Field(default=224, ge=16, le=1024, description="side of the network's input, pixels")
     scale: Literal["fit", "native"] = Field(
         default="fit", description="fit: the longer side fills the canvas; native: every image at one scale"
@@ -100,7 +103,7 @@ class Preprocessing(BaseModel):
     least_side: int = Field(
         default=0,
         ge=0,
-        le=2048,
+        le=LARGEST_SIDE,
         description="fit: smaller images lie on a square of so many pixels; what is left has the border's "
         "colour; 0: none",
     )
