@@ -86,9 +86,10 @@ def test_five_cells_a_class_make_a_model_that_says_what_it_cannot_promise(run, p
     model = load_model_file(run / "best_model.pth")
     assert model.class_names == ("dark", "light", "middle")
     assert model.preprocessing == SMALL
+    assert model.kind == "cbam-resnet50-covariance"
     kept = load_model_file(parent).network.state_dict()
     for name, value in model.network.state_dict().items():
-        if not name.startswith("fc."):
+        if not name.startswith(("fc.", "layer4.")):
             assert torch.equal(value, kept[name]), name
     report = json.loads((run / "metrics.json").read_text())
     assert any("stands in every prediction set" in caveat for caveat in report["context"]["caveats"])

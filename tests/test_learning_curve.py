@@ -160,6 +160,7 @@ def test_a_curve_of_drawn_cells_is_written_with_its_command(tmp_path, adapt, mon
             (n, method)
             for n in (2, 3)
             for method in (
+                "covariance",
                 "last stage",
                 "second and last stage",
                 "last stage learns too",

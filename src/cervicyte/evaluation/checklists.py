@@ -28,13 +28,15 @@ from cervicyte.evaluation.run import read_metrics
 from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import PREDICTIONS_NAME, evaluate_predictions, read_predictions
 from cervicyte.metrics import DRAWS
+from cervicyte.network import covariance
 from cervicyte.network.description import Metadata
 from cervicyte.network.model_file import load_model_file
-from cervicyte.network.resnet import NETWORKS, CBAMResNet50
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50, CBAMResNet50Covariance
 from cervicyte.pages import counted
 from cervicyte.provenance import RESEARCH_USE_ONLY, write_text
 from cervicyte.training.loop import MODEL_NAME
 from cervicyte.training.recipe import Recipe
+from cervicyte.training.start import kind_made
 
 HERE = Path(__file__).parent
 DATA_SET_REFERENCES = {"SIPaKMeD": "plissiti2018sipakmed", "Herlev": "jantzen2005herlev"}
@@ -216,7 +218,7 @@ def pooled_metrics(folder: Path, draws: int = DRAWS) -> dict[str, Any]:
     if recipe is not None:
         context["recipe"] = recipe
     if recipe is not None and (settings := Recipe.model_validate(recipe)).classifier != "logistic":
-        network = NETWORKS[settings.network](len(names), settings.placement)
+        network = NETWORKS[kind_made(settings)](len(names), settings.placement)
         context["model"] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "network": network.kind,
@@ -280,6 +282,8 @@ def facts_of_run(metrics: Mapping[str, Any], carried: Mapping[str, Any] | None =
         facts |= _facts_of_recipe(recipe, metrics)
         if recipe.classifier == "logistic":
             facts |= _facts_of_logistic(recipe)
+        elif recipe.classifier == "covariance":
+            facts |= _facts_of_covariance(recipe)
         elif recipe.classifier == "last_stage":
             facts |= _facts_of_last_stage(recipe)
     if (abnormal := metrics.get("roll_up", {}).get("abnormal")) is not None:
@@ -395,6 +399,9 @@ def _facts_of_model(context: Mapping[str, Any]) -> dict[str, str]:
     }.get(model.get("placement", ""), "attention modules")
     kind = model.get("network", CBAMResNet50.kind)
     network = "ResNet-50" if kind == CBAMResNet50.kind else f"the network `{kind}`, a ResNet,"
+    if kind == CBAMResNet50Covariance.kind:
+        network = "ResNet-50, its last stage replaced by pooling by covariance,"
+        attention = attention.replace("each of its four stages", "each of its first three stages")
     facts = {
         "technology": f"Deep learning: a convolutional network, {network} with {attention}.",
         "model": f"{_sentence(network)} with {attention}, average pooling and one linear layer; "
@@ -433,6 +440,17 @@ def _facts_of_logistic(recipe: Recipe) -> dict[str, str]:
         f"seed {recipe.seed}.",
         "augmentation": "None: each image was seen as it is.",
         "selection": "None: there is one fit and no epochs.",
+    }
+
+
+def _facts_of_covariance(recipe: Recipe) -> dict[str, str]:
+    """Return what is otherwise where pooling by covariance took the place of the last stage."""
+    return _facts_of_logistic(recipe) | {
+        "training": "The network kept its weights but for its last stage, in whose place stands the matrix "
+        f"square root of the covariance of {covariance.COMBINATIONS} combinations of its channels over the "
+        "places of an image: the principal components of the training cells. The classifier was fitted to "
+        "the training cells by logistic regression on it; how strongly it is held back, inner folds "
+        f"decided; seed {recipe.seed}.",
     }
 
 

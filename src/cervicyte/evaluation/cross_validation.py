@@ -600,6 +600,8 @@ def _facts_of_model(recipe: Recipe, frozen: bool) -> dict[str, Any]:
         if frozen
         else "logistic regression on a frozen network's features"
         if recipe.classifier == "logistic"
+        else "logistic regression on the covariance of a frozen network's features"
+        if recipe.classifier == "covariance"
         else "fine-tuned last stage"
         if recipe.classifier == "last_stage"
         else "fine-tuned network",

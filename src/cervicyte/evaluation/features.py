@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,16 +16,19 @@ from cervicyte.progress import SILENT, Progress
 from cervicyte.training.cells import normalised
 
 
-def stage_activations(network: CBAMResNet50, inputs: Tensor) -> dict[str, Tensor]:
-    """Return the last activations of each of `STAGES`, float [N, K, h, w].
+def stage_activations(
+    network: CBAMResNet50, inputs: Tensor, stages: Sequence[str] = STAGES
+) -> dict[str, Tensor]:
+    """Return the last activations of each of some stages, float [N, K, h, w].
 
     Args:
         network: in evaluation mode, on the device of `inputs`.
         inputs: normalised images, float [N, 3, S, S].
+        stages: of `stage1` to `stage4`.
     """
     found: dict[str, Tensor] = {}
     activations, done = inputs, None
-    for stage in STAGES:
+    for stage in sorted(stages):
         end = [name for name in network.layers if name[-1] == stage[-1]][-1]
         found[stage] = activations = network.features(activations, end, after=done)
         done = end
@@ -45,6 +50,7 @@ def pooled_features(
     preprocessing: Preprocessing,
     progress: Progress = SILENT,
     title: str = "Features",
+    before: list[Tensor] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return of each of `STAGES` the means over its last activations, float32 [N, 512] and [N, 2048].
 
@@ -56,6 +62,7 @@ def pooled_features(
         preprocessing: that they went through; says how they are normalised.
         progress: is told of every batch.
         title: of the progress.
+        before: takes what stands before the last stage, batch by batch, float [n, K, h, w] on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.eval().to(device, memory_format=torch.channels_last)
@@ -63,8 +70,12 @@ def pooled_features(
     progress.start(title, len(images))
     for start in range(0, len(images), BATCH):
         batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
-        for stage, means in stage_means(network, normalised(batch.to(device), preprocessing)).items():
-            features[stage].append(means.float().cpu().numpy())
+        inputs = normalised(batch.to(device), preprocessing)
+        found = stage_activations(network, inputs, STAGES if before is None else (*STAGES, "stage3"))
+        if before is not None:
+            before.append(found.pop("stage3").float().cpu())
+        for stage, values in found.items():
+            features[stage].append(values.mean((2, 3)).float().cpu().numpy())
         progress.advance(len(batch))
     progress.close()
     return {stage: np.concatenate(batches) for stage, batches in features.items()}

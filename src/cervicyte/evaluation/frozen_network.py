@@ -2,13 +2,15 @@
 
 Some tens of cells are too few for a network's weights and enough for its last layer. The regression is fitted
 on the means over the last activations, and becomes the network's own last layer, so that whatever reads model
-files reads the result. `classifier: last_stage` lets the last stage learn too, from there on: `last_stage`.
+files reads the result. `classifier: covariance` puts pooling by covariance in place of the last stage before,
+see `covariance`; `classifier: last_stage` lets the last stage learn too, from there on: `last_stage`.
 
 How strongly it is held back is chosen on inner folds of the training cells, in whole groups.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
+from cervicyte.evaluation.covariance import covariance_network
 from cervicyte.evaluation.features import pooled_features
 from cervicyte.evaluation.last_stage import last_stage_means, train_last_stage, turned_activations
 from cervicyte.evaluation.predictions import softmax
@@ -138,7 +141,7 @@ def set_classifier(network: CBAMResNet50, fit: LogisticFit) -> None:
     """Make a regression on the means over the last activations the network's last layer, in place."""
     classes, features = fit.weight.shape
     device = next(network.parameters()).device
-    network.fc = nn.Linear(features, classes, device=device)
+    network.fc = nn.Linear(features, classes, device=device).train(network.training)
     network.fc.weight.copy_(torch.from_numpy(fit.weight))
     network.fc.bias.copy_(torch.from_numpy(fit.bias))
 
@@ -153,8 +156,8 @@ def fit_classifier(
     """Return the recipe's first network with a classifier fitted on training cells; see the module.
 
     Args:
-        recipe: names backbone or parent, class weights and seed, and whether the last stage learns too; what
-            is said of training by gradient does not count.
+        recipe: names backbone or parent, class weights and seed, and what the classifier reads and whether
+            the last stage learns too; what is said of training by gradient does not count.
         training: preprocessed as the recipe says.
         groups: of each training cell.
         class_names: in the order of the targets.
@@ -162,16 +165,22 @@ def fit_classifier(
     """
     network, origin = first_network(recipe, class_names)
     model = ModelFile(network.eval(), tuple(class_names), recipe.preprocessing)
+    kind = "logistic regression on the frozen network's features"
     weights = balanced_weights(training.targets, len(class_names), recipe.class_weights)
     costs = (weights * cost_of_classes(class_names, recipe.missed_abnormal_cost)).numpy()
     if recipe.classifier == "last_stage":
         activations = turned_activations(network, training.images, recipe.preprocessing, progress)
         features = last_stage_means(network, activations)
+    elif recipe.classifier == "covariance":
+        kind = "logistic regression on the covariance of what stands before the network's last stage"
+        activations = turned_activations(network, training.images, recipe.preprocessing, progress, turns=1)
+        network = covariance_network(network, activations[0])
+        model = dataclasses.replace(model, network=network)
+        features = last_stage_means(network, activations)
     else:
         features = pooled_features(network, training.images, recipe.preprocessing, progress)["stage4"]
     fit = fit_logistic(features, training.targets, groups, costs, recipe.seed)
     set_classifier(network, fit)
-    kind = "logistic regression on the frozen network's features"
     if recipe.classifier == "last_stage":
         train_last_stage(network, activations, training.targets, costs, recipe.seed)
         kind = "logistic regression on the network's features, then the last stage by gradient"

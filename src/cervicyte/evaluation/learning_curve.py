@@ -3,8 +3,9 @@
 In each draw a part of the groups is kept for testing, and of the others so many cells a class are drawn, the
 fewer always among the more. What is fitted on them is `frozen_network.fit_logistic`, on what several networks
 see, so that one may be chosen by its loss on inner folds of the training cells, before any test cell is
-looked at. No weight of a network changes, so its features are computed once. If asked for, the last stage
-learns from there on, see `last_stage`; all before it stands still and is computed once, too.
+looked at. No weight of a network changes, so its features are computed once; pooling by covariance, see
+`covariance`, is fitted on them first. If asked for, the last stage learns from there on, see `last_stage`;
+all before it stands still and is computed once, too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cervicyte.errors import UsageError
 from cervicyte.evaluation import charts
 from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Answerer
+from cervicyte.evaluation.covariance import covariance_network
 from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
@@ -58,17 +60,20 @@ DRAWS = 20
 TESTED = 4  # one group in so many is tested; in so many draws, every group once
 ZERO_SHOT = "zero-shot"
 LAST_STAGE = "last stage"
+COVARIANCE = "covariance"
 TWO_STAGES = "second and last stage"
 IMAGENET = "ImageNet"
 LEARNING = "last stage learns too"
 CHOSEN = "chosen on inner folds"
 METHODS = {
     ZERO_SHOT: "the model as it is, by its summed probability of abnormal classes",
-    LAST_STAGE: "a new classifier on the model's last stage: what `recipes/few-cells.yaml` trains",
+    COVARIANCE: "a new classifier on how the channels before the model's last stage vary together: what "
+    "`recipes/few-cells.yaml` trains",
+    LAST_STAGE: "a new classifier on the model's last stage: `classifier: logistic`",
     TWO_STAGES: "the same on the model's second and last stage, which no model file holds",
     IMAGENET: "the same on the last stage of a ResNet-50 that has seen ImageNet only",
-    LEARNING: "the classifier first, then the last stage with it: `recipes/few-cells.yaml` with "
-    "`classifier: last_stage`; its settings were chosen on such draws of Herlev",
+    LEARNING: "the classifier first, then the last stage with it: `classifier: last_stage`; its settings "
+    "were chosen on such draws of Herlev",
     CHOSEN: "in each draw, of the frozen ones the one of lowest loss on inner folds of the training cells",
 }
 FIGURES = {
@@ -116,6 +121,7 @@ class Seen:
     Attributes:
         network: that sees them.
         stages: see `pooled_features`.
+        before: of each cell, before the last stage, [N, K, h, w]; what is no number of cells not looked at.
         means: see `last_stage_means`; None if the last stage stands still.
         activations: likewise, of each turn of the cells that train, see `turned_activations`.
         upright: of the cells that are tested alone, as they are; None if there are none.
@@ -124,6 +130,7 @@ class Seen:
 
     network: CBAMResNet50
     stages: dict[str, np.ndarray]
+    before: Tensor
     means: np.ndarray | None = None
     activations: Tensor | None = None
     upright: Tensor | None = None
@@ -231,6 +238,7 @@ def learning_curve(
             zero_shot = _zero_shot(told, model.class_names, class_names, one)
             answers.setdefault((ZERO_SHOT, 0), []).append(zero_shot)
         for count in fitted_counts:
+            features[COVARIANCE] = _covariances(seen, one.training[count])
             at_hand = {}
             for method, values in features.items():
                 at_hand[method] = _fitted(values, truth, groups, class_names, one, count, seed + number)
@@ -383,10 +391,15 @@ def _seen(
     """Return what a model sees of cells that train or are tested; of others, what is no number."""
     cells = np.union1d(training, tested)
     images = np.stack([model.preprocessing(raw[place]) for place in cells])
-    found = pooled_features(model.network, images, model.preprocessing, progress, "The model's features")
+    before: list[Tensor] = []
+    found = pooled_features(
+        model.network, images, model.preprocessing, progress, "The model's features", before=before
+    )
     stages = {name: _by_place(values, cells, len(raw)) for name, values in found.items()}
+    all_before = torch.full((len(raw), *before[0].shape[1:]), torch.nan)
+    all_before[torch.from_numpy(cells)] = torch.cat(before)
     if not last_stage:
-        return Seen(model.network, stages)
+        return Seen(model.network, stages, all_before)
     trains = np.isin(cells, training)
     turned = turned_activations(model.network, images[trains], model.preprocessing, progress)
     means = _by_place(last_stage_means(model.network, turned), cells[trains], len(raw))
@@ -395,7 +408,13 @@ def _seen(
         upright = turned_activations(model.network, images[~trains], model.preprocessing, progress, turns=1)[
             0
         ]
-    return Seen(model.network, stages, means, turned, upright, (cells[trains], cells[~trains]))
+    return Seen(model.network, stages, all_before, means, turned, upright, (cells[trains], cells[~trains]))
+
+
+def _covariances(seen: Seen, training: np.ndarray) -> np.ndarray:
+    """Return what pooling by covariance gives of every cell, [N, K], fitted to those that train."""
+    fitted = covariance_network(seen.network, seen.before[torch.from_numpy(training)])
+    return last_stage_means(fitted, seen.before[None])
 
 
 def _rows(cells: np.ndarray, places: np.ndarray) -> Tensor:

@@ -128,9 +128,7 @@ def _training(model: Described, about: Metadata) -> Iterable[str]:
             "backbone": about.backbone,
             "started_from": {key: about.parent.get(key) for key in ("file", "sha256", "data")},
             "classifier": about.classifier,
-            "network": None
-            if about.recipe.get("network") == DEFAULT_NETWORK
-            else about.recipe.get("network"),
+            "network": None if model.kind == DEFAULT_NETWORK else model.kind,
             "placement": model.placement,
             **{key: about.recipe[key] for key in OF_THE_RECIPE if key in about.recipe},
             "epoch_that_was_kept": model.epoch or None,

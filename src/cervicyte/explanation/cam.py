@@ -202,7 +202,8 @@ def grad_cam_plus_plus_formula(activations: Tensor, gradients: Tensor) -> Tensor
     followed here.
 
     Args:
-        activations: float [N, K, h, w], none negative.
+        activations: float [N, K, h, w], none negative, as behind a ReLU; a channel whose sum is below zero
+            counts as one that is not active.
         gradients: float [N, T, K, h, w].
 
     Returns:
@@ -216,7 +217,7 @@ def grad_cam_plus_plus_formula(activations: Tensor, gradients: Tensor) -> Tensor
     import torch
 
     positive = gradients.relu()
-    activity = activations.sum((2, 3))[:, None, :, None, None]
+    activity = activations.sum((2, 3)).clamp(min=0)[:, None, :, None, None]  # of a covariance, it may be less
     weights = (positive / (2 + positive * activity)).sum((3, 4))
     return torch.einsum("ntk,nkhw->nthw", weights, activations)
 
@@ -380,7 +381,7 @@ def unexplained_by_hirescam(network: CBAMResNet50, found: Derivatives) -> float:
 
 
 def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
-    """Return what each attention block lets through: `cbam1` … `cbam4` -> `Gates`.
+    """Return what each attention block lets through: `cbam1` … `cbam4`, as far as they are -> `Gates`.
 
     Unlike the maps these do not depend on a class: they say what is passed on, not what it speaks for.
     A fresh gate is one half everywhere.
@@ -405,10 +406,22 @@ def cbam_gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
         return _gates(network, images)
 
 
+def gated_layers(network: CBAMResNet50) -> tuple[str, ...]:
+    """Return the layers that are attention blocks after a stage, in the order of computation.
+
+    Pooling by covariance, which stands in place of the last stage, has none behind it.
+    """
+    from cervicyte.network.cbam import CBAM
+
+    return tuple(name for name in network.layers if isinstance(network.get_submodule(name), CBAM))
+
+
 def _gates(network: CBAMResNet50, images: Tensor) -> dict[str, Gates]:
-    gates, x = {}, images
+    gates, x, gated = {}, images, gated_layers(network)
     for stage in range(1, 5):
         x = network.features(images, "layer1") if stage == 1 else network.get_submodule(f"layer{stage}")(x)
+        if f"cbam{stage}" not in gated:
+            continue
         block = network.get_submodule(f"cbam{stage}")
         channel = block.channel_attention(x)
         x = x * channel

@@ -249,8 +249,8 @@ def _job_of(
         from_engine = OfEngine(model, engine, _contrasts_in(named))
         return MapJob(model, method, (last,), named, colours, arrays, with_verdicts, from_engine)
     if method == GATES:
-        gated = [layer for layer in model.layers if layer.startswith("cbam")]
         cam.check_gates(model.network)
+        gated = cam.gated_layers(model.network)
         wanted = gated if layers is None else list(dict.fromkeys(layers))
         for layer in wanted:
             if layer not in gated:

@@ -25,6 +25,7 @@ OPSET = 18
 IR_VERSION = 9  # engines refuse a newer one than they know
 STAGE_BLOCKS = (3, 4, 6, 3)  # of the network that ships
 MEANS_OF = (2, 4)  # the stages of which means are kept
+RIDGE, ITERATIONS = 0.1, 14  # of `covariance`, which imports torch; a test holds both together
 EPSILON = 1e-5  # of batch normalisation, as torch has it
 INPUT = "images"
 OUTPUTS = ("logits", "stage2", "stage4", "evidence")
@@ -35,7 +36,7 @@ class Output(NamedTuple):
 
     Attributes:
         logits: [N, C].
-        means: of `features.STAGES`, [N, 512] and [N, 2048].
+        means: of `features.STAGES`, [N, 512] and [N, 2048], or as many as the last layer reads.
         evidence: [N, C, h, w], how much each place of the last layer adds to each class's logit, see
             `onnx_graph`; what of it is positive is Grad-CAM at that layer. None where not asked for.
     """
@@ -49,9 +50,10 @@ def onnx_graph(state: Mapping[str, np.ndarray], preprocessing: Preprocessing) ->
     """Return the network as an ONNX model.
 
     Its input is `images`, uint8 [N, S, S, 3], RGB, preprocessed. Its outputs are float32: `logits` [N, C];
-    `stage2` [N, 512] and `stage4` [N, 2048], the means over the last activations of those stages; `evidence`
-    [N, C, h, w], how much each place of the last layer adds to each class's logit: summed over all places it
-    is the logit less the class's bias, and what of it is positive is Grad-CAM at that layer, exactly.
+    `stage2` [N, 512] and `stage4` [N, 2048] (behind pooling by covariance [N, 1024]), the means over the last
+    activations of those stages; `evidence` [N, C, h, w], how much each place of the last layer adds to each
+    class's logit: summed over all places it is the logit less the class's bias, and what of it is positive is
+    Grad-CAM at that layer, exactly.
 
     Args:
         state: the network's weights under their names in `CBAMResNet50`.
@@ -67,14 +69,14 @@ def onnx_graph(state: Mapping[str, np.ndarray], preprocessing: Preprocessing) ->
             "The package onnx is needed for this; install it with: pip install cervicyte."
         ) from error
     builder = _Builder(state)
-    size, side = preprocessing.image_size, cells_along(preprocessing.image_size)
+    size, side = preprocessing.image_size, builder.places_along(preprocessing.image_size)
     for name, made in zip(OUTPUTS, builder.network(preprocessing), strict=True):
         builder.node("Identity", [made], out=name)
     classes = len(state["fc.bias"])
     shapes: tuple[list[str | int], ...] = (
         ["N", classes],
         ["N", 512],
-        ["N", 2048],
+        ["N", state["fc.weight"].shape[1]],
         ["N", classes, side, side],
     )
     graph = helper.make_graph(
@@ -95,9 +97,12 @@ def onnx_graph(state: Mapping[str, np.ndarray], preprocessing: Preprocessing) ->
     )
 
 
-def cells_along(size: int) -> int:
-    """Return how many places the last layer has along each side of an image of `size` pixels."""
-    for _ in range(5):  # as often the network halves, rounding up
+def cells_along(size: int, halvings: int = 5) -> int:
+    """Return how many places the last layer has along each side of an image of `size` pixels.
+
+    `halvings` is how often the network halves the sides, rounding up.
+    """
+    for _ in range(halvings):
         size = (size + 1) // 2
     return size
 
@@ -126,6 +131,10 @@ class _Builder:
             self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
+    def places_along(self, size: int) -> int:
+        """Return how many places the last layer has along each side: pooling by covariance halves none."""
+        return cells_along(size, 4 if "layer4.project.weight" in self.state else 5)
+
     def network(self, preprocessing: Preprocessing) -> tuple[str, str, str, str]:
         """Add everything; return what `OUTPUTS` stand for."""
         x = self._normalised(preprocessing)
@@ -134,6 +143,8 @@ class _Builder:
         means = []
         for stage in range(1, len(STAGE_BLOCKS) + 1):
             blocks = {name.split(".")[1] for name in self.state if name.startswith(f"layer{stage}.")}
+            if f"layer{stage}.project.weight" in self.state:
+                x, blocks = self._covariance(x, f"layer{stage}.project", preprocessing.image_size), set()
             for block in range(len(blocks)):
                 x = self._bottleneck(x, f"layer{stage}.{block}", stride=2 if stage > 1 and block == 0 else 1)
             x = self._gated(x, f"cbam{stage}")
@@ -144,7 +155,8 @@ class _Builder:
             "Gemm", [means[-1], self.constant("fc.weight", weight), self.constant("fc.bias", bias)], transB=1
         )
         # Average pooling shares out: a place adds its own activations over the number of places.
-        shares = weight[:, :, np.newaxis, np.newaxis] / cells_along(preprocessing.image_size) ** 2
+        places = self.places_along(preprocessing.image_size) ** 2
+        shares = weight[:, :, np.newaxis, np.newaxis] / places
         stage2, stage4 = means
         return logits, stage2, stage4, self.node("Conv", [x, self.constant("fc.shares", shares)])
 
@@ -165,6 +177,56 @@ class _Builder:
         if f"{name}.downsample.0.weight" in self.state:
             x = self._convolution(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
         return self._relu(self.node("Add", [out, x]))
+
+    def _covariance(self, x: str, name: str, size: int) -> str:
+        """Add pooling by covariance, see `covariance.CovariancePooling`."""
+        weight = self._value(f"{name}.weight")
+        count, side = len(weight), self.places_along(size)
+
+        def number(name: str, value: float) -> str:
+            return self.constant(name, np.array(value, np.float32))
+
+        def transposed(matrices: str) -> str:
+            return self.node("Transpose", [matrices], perm=[0, 2, 1])
+
+        y = self.node("Conv", [x, self.constant(f"{name}.weight", weight)])
+        y = self.node("Reshape", [y, self.constant("by_place", np.array([0, count, side**2], np.int64))])
+        y = self.node("Sub", [y, self._mean(y, 2)])
+        identity = self.constant("identity", np.eye(count, dtype=np.float32))
+        covariance = self.node("MatMul", [y, transposed(y)])
+        covariance = self.node("Div", [covariance, number("places", side**2)])
+        covariance = self.node(
+            "Add", [covariance, self.constant("ridge", RIDGE * np.eye(count, dtype=np.float32))]
+        )
+        diagonal = self.node("Mul", [covariance, identity])
+        trace = self.node("ReduceSum", [diagonal, self._axes(1, 2)], keepdims=1)
+        root, inverse = self.node("Div", [covariance, trace]), identity
+        for _ in range(ITERATIONS):
+            step = self.node("Mul", [self.node("MatMul", [inverse, root]), number("half", 0.5)])
+            step = self.node(
+                "Sub", [self.constant("one_and_a_half", 1.5 * np.eye(count, dtype=np.float32)), step]
+            )
+            root, inverse = self.node("MatMul", [root, step]), self.node("MatMul", [step, inverse])
+        inverse = self.node("Div", [inverse, self.node("Sqrt", [trace])])
+        turned = self.node("MatMul", [inverse, y])
+        product = self.node(
+            "Mul",
+            [
+                self.node("Unsqueeze", [y, self._axes(2)]),
+                self.node("Unsqueeze", [turned, self._axes(1)]),
+            ],
+        )
+        both = self.node("Add", [product, self.node("Transpose", [product], perm=[0, 2, 1, 3])])
+        shared = self.node("Mul", [inverse, number("of_the_ridge", RIDGE)])
+        parts = self.node(
+            "Add",
+            [
+                self.node("Mul", [both, number("half", 0.5)]),
+                self.node("Unsqueeze", [shared, self._axes(3)]),
+            ],
+        )
+        form = self.constant("by_channel", np.array([0, count**2, side, side], np.int64))
+        return self.node("Reshape", [parts, form])
 
     def _gated(self, x: str, name: str) -> str:
         """Add the channel gate and the spatial gate, where the network has them."""

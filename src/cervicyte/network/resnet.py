@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
+from cervicyte.network.covariance import CovariancePooling
 from cervicyte.network.description import DEFAULT_NETWORK, Placement, layers_of
 
 STAGE_BLOCKS = (3, 4, 6, 3)
@@ -196,8 +197,31 @@ class CBAMResNet50(_Module):
         return frozen
 
 
+class CBAMResNet50Covariance(CBAMResNet50):
+    """The same with pooling by covariance in place of the last stage and its gates, see `covariance`.
+
+    It is made of a trained network and a few cells (`classifier: covariance`), never from a backbone. The
+    layers keep their names, so that `layer4` and `cbam4` are the pooling, one as the other.
+
+    Example:
+        >>> network = CBAMResNet50Covariance(7).eval()
+        >>> network.features(torch.rand(1, 3, 64, 64), "layer4").shape, network.fc.in_features
+        (torch.Size([1, 1024, 4, 4]), 1024)
+    """
+
+    kind: ClassVar[str] = "cbam-resnet50-covariance"
+
+    def __init__(self, class_count: int, placement: Placement = "stage") -> None:
+        """Build the network with random weights."""
+        super().__init__(class_count, placement)
+        self.layer4 = CovariancePooling(STAGE_CHANNELS[-2])
+        if placement == "stage":
+            self.cbam4 = nn.Identity()
+        self.fc = nn.Linear(self.layer4.project.out_channels**2, class_count)
+
+
 # By the name that recipes and model files give it. Another kind is a subclass, see docs/extend.md.
-NETWORKS: dict[str, type[CBAMResNet50]] = {CBAMResNet50.kind: CBAMResNet50}
+NETWORKS: dict[str, type[CBAMResNet50]] = {one.kind: one for one in (CBAMResNet50, CBAMResNet50Covariance)}
 
 
 def _stage(block: type[Bottleneck], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

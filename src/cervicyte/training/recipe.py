@@ -100,11 +100,12 @@ class Recipe(BaseModel):
     frozen_stages: int = Field(
         0, ge=0, le=4, description="stages that keep their first weights, with the stem; 0: all train"
     )
-    classifier: Literal["gradient", "logistic", "last_stage"] = Field(
+    classifier: Literal["gradient", "logistic", "covariance", "last_stage"] = Field(
         "gradient",
         description="gradient: learns with the network, as all below says; logistic: alone, by logistic "
-        "regression on what the network sees, none of whose weights change; last_stage: so first, and then "
-        "for a few epochs with the last stage, the others frozen",
+        "regression on what the network sees, none of whose weights change; covariance: likewise, on how the "
+        "channels before the last stage vary together, which takes that stage's place; last_stage: as "
+        "logistic first, and then for a few epochs with the last stage, the others frozen",
     )
     preprocessing: Preprocessing = Field(Preprocessing(), description="what every image goes through")
     augmentation: Augmentation = Field(Augmentation(), description="random changes in training")

@@ -17,7 +17,7 @@ from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.backbone import load_backbone
 from cervicyte.network.description import shipped_model
 from cervicyte.network.model_file import ModelFile, load_model_file, weights_hash
-from cervicyte.network.resnet import NETWORKS, CBAMResNet50
+from cervicyte.network.resnet import NETWORKS, CBAMResNet50, CBAMResNet50Covariance
 from cervicyte.provenance import sha256_of_file
 from cervicyte.training.recipe import NO_PARENT, SHIPPED, Recipe
 
@@ -69,6 +69,11 @@ def with_parents_settings(recipe: Recipe, parent: ModelFile | None) -> Recipe:
     )
 
 
+def kind_made(recipe: Recipe) -> str:
+    """Return which network the training of a recipe leaves, of `resnet.NETWORKS`."""
+    return CBAMResNet50Covariance.kind if recipe.classifier == "covariance" else recipe.network
+
+
 def refuse_few_cells(recipe: Recipe, what: str) -> None:
     """Refuse a recipe that starts from a model, or that fits a classifier alone.
 
@@ -100,6 +105,11 @@ def first_network(recipe: Recipe, class_names: Sequence[str]) -> tuple[CBAMResNe
         raise RecipeError(f"network = {recipe.network!r} will not do: choose one of {', '.join(NETWORKS)}.")
     network = NETWORKS[recipe.network](len(class_names), recipe.placement)
     parent = load_parent(recipe)
+    if parent is None and isinstance(network, CBAMResNet50Covariance):
+        raise RecipeError(
+            f"network = {recipe.network!r} will not do: it is made of a trained model; give one as parent, "
+            "with classifier = 'covariance'."
+        )
     if parent is None:
         return network, {"backbone": load_backbone(network, recipe.backbone)}
     state = parent.network.state_dict()
