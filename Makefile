@@ -163,9 +163,10 @@ together: setup ## SIPaKMeD and Herlev in one training, and each left out of one
 	done
 	$(BIN)/python benchmarks/several_data_sets_table.py
 
-learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model; 5 minutes
+learning-curve: setup ## what a few labelled cells of Herlev bring the shipped model, and what the classifier is best to read; 15 minutes
 	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 8 \
 	  --backbone $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors --out docs/results/learning_curve
+	$(BIN)/python benchmarks/few_cells_pooling.py $(SHARED)/data/herlev --out docs/results/few_cells_pooling
 
 adapted-curve: setup ## the same on a model that is adapted first, in each draw anew; 15 minutes on a quiet core
 	$(BIN)/cervicyte learning-curve $(SHARED)/data/herlev --from shipped --cells 0,5,10,25,50 --draws 8 --adapt \

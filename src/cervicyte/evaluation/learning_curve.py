@@ -341,7 +341,7 @@ def _fitted(
 ) -> Answers:
     fit, _ = _regression(features, truth, groups, class_names, draw.training[count], seed)
     probabilities = fit.probabilities(features[draw.tested])
-    score = probabilities[:, _abnormal(class_names)].sum(1)
+    score = probabilities[:, abnormal_of(class_names)].sum(1)
     return Answers(draw.tested, score, probabilities.argmax(1), fit.inner_loss, fit.strength)
 
 
@@ -365,7 +365,7 @@ def _learnt(
     set_classifier(learnt, fit)
     train_last_stage(learnt, seen.turned(chosen), truth[chosen], weights, seed)
     probabilities = softmax(last_stage_logits(learnt, seen.as_they_are(draw.tested)))
-    score = probabilities[:, _abnormal(class_names)].sum(1)
+    score = probabilities[:, abnormal_of(class_names)].sum(1)
     return Answers(draw.tested, score, probabilities.argmax(1), strength=fit.strength)
 
 
@@ -450,10 +450,11 @@ def _zero_shot(
     predicted = None
     if set(class_names) <= set(own_names):
         predicted = told[:, [own_names.index(name) for name in class_names]].argmax(1)
-    return Answers(draw.tested, told[:, _abnormal(own_names)].sum(1), predicted)
+    return Answers(draw.tested, told[:, abnormal_of(own_names)].sum(1), predicted)
 
 
-def _abnormal(class_names: Sequence[str]) -> np.ndarray:
+def abnormal_of(class_names: Sequence[str]) -> np.ndarray:
+    """Return which classes are abnormal, bool [C]."""
     return np.array([grouping == "abnormal" for grouping in grouping_of(class_names).values()])
 
 
@@ -465,7 +466,7 @@ def _figures_of(
 ) -> dict[str, np.ndarray]:
     """Return every figure of one draw, [D], for weights of all cells, [D, N]."""
     own = truth[answers.tested]
-    abnormal = _abnormal(class_names)[own]
+    abnormal = abnormal_of(class_names)[own]
     squamous = np.array([name != COLUMNAR for name in class_names])[own]
     weights = weights[:, answers.tested]
     right = np.full(len(own), np.nan) if answers.predicted is None else answers.predicted == own
