@@ -7,14 +7,21 @@ import pytest
 import torch
 
 from cervicyte.errors import RecipeError
-from cervicyte.evaluation.covariance import combinations_of, covariance_network
-from cervicyte.evaluation.frozen_network import fit_classifier
-from cervicyte.evaluation.last_stage import last_stage_means, turned_activations
-from cervicyte.explanation import cam
+from cervicyte.evaluation.covariance import (
+    activations_before,
+    combinations_of,
+    covariance_means,
+    covariance_network,
+)
+from cervicyte.evaluation.frozen_network import fit_classifier, fit_logistic, set_classifier
+from cervicyte.evaluation.predictions import softmax
+from cervicyte.explanation import audit_cells, cam, faithfulness
 from cervicyte.images.preprocessing import Preprocessing
-from cervicyte.network import covariance, graph
+from cervicyte.inference.quantise import quantised
+from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.network import plain
 from cervicyte.network.covariance import CovariancePooling, inverse_root
-from cervicyte.network.graph import onnx_graph
+from cervicyte.network.graph import COVARIANCE, RIDGE, onnx_graph
 from cervicyte.network.model_file import ModelFile, load_model_file, save_model
 from cervicyte.network.resnet import CBAMResNet50, CBAMResNet50Covariance, folded
 from cervicyte.training.cells import normalised
@@ -38,7 +45,7 @@ def learnt(placement="stage"):
 
 
 def made_of(network, seen=SMALL, count=6):
-    return covariance_network(network, turned_activations(network, images(count), seen, turns=1)[0])
+    return covariance_network(network, activations_before(network, images(count), seen))
 
 
 def test_the_mean_over_places_is_the_root_of_the_covariance():
@@ -49,7 +56,7 @@ def test_the_mean_over_places_is_the_root_of_the_covariance():
         y = pooling.project(x).flatten(2).double().numpy()
     assert parts.shape == (3, 64, 5, 4)
     for one, found in zip(y, parts.mean((2, 3)).reshape(3, 8, 8).numpy(), strict=True):
-        values, vectors = np.linalg.eigh(np.cov(one, bias=True) + covariance.RIDGE * np.eye(8))
+        values, vectors = np.linalg.eigh(np.cov(one, bias=True) + RIDGE * np.eye(8))
         assert np.allclose(found, vectors * np.sqrt(values) @ vectors.T, atol=1e-5)
 
 
@@ -74,8 +81,65 @@ def test_a_root_is_computed_in_float32_whatever_the_rest_is():
     assert torch.equal(found, pooling(x))
 
 
-def test_the_graph_has_the_same_constants():
-    assert (graph.RIDGE, graph.ITERATIONS) == (covariance.RIDGE, covariance.ITERATIONS)
+def test_a_network_in_bfloat16_answers_nearly_as_it_does_in_float32():
+    fitted = made_of(learnt())
+    model = ModelFile(fitted, ("a", "b", "c"), SMALL)
+    exact, rounded = (TorchEngine(model, one).run(images(4, seed=3), True) for one in ("float32", "bfloat16"))
+    assert np.abs(exact.logits - rounded.logits).max() < 0.1 * np.abs(exact.logits).max()
+    assert rounded.evidence is not None
+    assert rounded.evidence.shape == (4, 3, 3, 3)
+    assert rounded.means["stage4"].dtype == np.float32
+
+
+def test_maps_are_held_against_controls_by_a_copy_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(faithfulness, "score_precision", lambda: "bfloat16")
+    model = ModelFile(made_of(learnt()), ("a", "b", "c"), SMALL)
+    found = faithfulness.probabilities_of(model)(images(2))
+    assert np.allclose(found.sum(1), 1, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_trace_is_bound_to_no_device():
+    traced = torch.jit.trace(made_of(learnt()), torch.rand(1, 3, 48, 48))
+    assert "eye" not in str(traced.inlined_graph)
+    assert "torch.device" not in str(traced.inlined_graph)
+
+
+@pytest.mark.parametrize("placement", ["stage", "block", "none"])
+def test_it_is_computed_without_torch(placement):
+    fitted = made_of(learnt(placement))
+    state = {name: value.numpy() for name, value in fitted.state_dict().items()}
+    shapes = {name: value.shape for name, value in state.items()}
+    assert list(plain.shapes_of(3, placement, fitted.kind).items()) == list(shapes.items())
+    assert plain.parameter_count(3, placement, fitted.kind) == sum(one.numel() for one in fitted.parameters())
+    assert {name: one.shape for name, one in plain.drawn(3, placement, 0, fitted.kind).items()} == shapes
+    theirs = plain.computed(state, SMALL, images(2, seed=4))
+    ours = TorchEngine(ModelFile(fitted, ("a", "b", "c"), SMALL)).run(images(2, seed=4), True)
+    assert theirs.evidence is not None
+    assert ours.evidence is not None
+    assert np.allclose(theirs.logits, ours.logits, atol=1e-3)
+    assert np.allclose(theirs.evidence, ours.evidence, atol=1e-3)
+    assert np.allclose(theirs.means["stage4"], ours.means["stage4"], atol=1e-3)
+
+
+def test_int8_leaves_the_root_alone():
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    state = {name: value.numpy() for name, value in made_of(learnt()).state_dict().items()}
+    graph = quantised(onnx_graph(state, SMALL).SerializeToString(), images(32))
+    nodes = onnx.load_model_from_string(graph).graph.node
+    made = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    kept = [node for node in nodes if node.name.startswith(COVARIANCE)]
+    assert len(kept) > 60
+    first = next(node for node in kept if node.op_type == "Conv")
+    assert not any(name in made for node in kept if node is not first for name in node.input)
+    assert first.input[1] not in made
+
+
+def test_an_audit_of_it_draws_no_stage_anew_that_has_no_weights():
+    stages = [name for name, _ in audit_cells.stages_of(made_of(learnt()))]
+    assert stages == ["fc", "layer4", "cbam3", "layer3", "layer2", "layer1", "conv1"][: len(stages)]
+    assert "cbam4" not in stages
 
 
 @pytest.mark.parametrize("placement", ["stage", "block", "none"])
@@ -84,7 +148,7 @@ def test_its_graph_computes_what_the_network_does(placement, size):
     onnxruntime = pytest.importorskip("onnxruntime")
     seen = Preprocessing(canvas_size=size, image_size=size)
     network = learnt(placement)
-    fitted = covariance_network(network, turned_activations(network, images(5, size), seen, turns=1)[0])
+    fitted = covariance_network(network, activations_before(network, images(5, size), seen))
     state = {name: value.numpy() for name, value in fitted.state_dict().items()}
     session = onnxruntime.InferenceSession(onnx_graph(state, seen).SerializeToString())
     cells = images(3, size, seed=1)
@@ -132,7 +196,7 @@ def test_stages_before_the_last_are_taken_as_they_are():
         "fc",
     }
     assert all(torch.equal(fitted.state_dict()[name], kept[name]) for name in taken)
-    again = covariance_network(fitted, turned_activations(fitted, images(6), SMALL, turns=1)[0])
+    again = covariance_network(fitted, activations_before(fitted, images(6), SMALL))
     assert torch.equal(again.layer4.project.weight, fitted.layer4.project.weight)
 
 
@@ -147,14 +211,13 @@ def test_it_is_made_of_a_trained_network_of_the_kind_that_ships():
         covariance_network(Another(2), torch.ones(2, 1024, 3, 3))
 
 
-def test_it_tells_apart_what_means_over_places_do_not(monkeypatch):
+def test_it_tells_apart_what_means_over_places_do_not():
     """Two kinds of cells with the same channels, which go together in one kind and apart in the other."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(60, 40, 6, 6)).astype(np.float32)
     targets = np.arange(60) % 2
     values[:, 1] = np.where(targets, 1, -1)[:, None, None] * values[:, 0]
     values -= values.mean((2, 3), keepdims=True)
-    monkeypatch.setattr(covariance, "COMBINATIONS", 40)
     pooling = CovariancePooling(40, 40)
     with torch.no_grad():
         pooling.project.weight.copy_(torch.eye(40)[:, :, None, None])
@@ -187,11 +250,14 @@ def test_a_model_of_it_is_written_read_and_explained(tmp_path):
 
 
 def test_the_network_s_answer_is_that_of_the_fitted_regression():
-    network = learnt()
-    activations = turned_activations(network, images(6), SMALL, turns=1)
-    fitted = covariance_network(network, activations[0])
-    means = last_stage_means(fitted, activations)
-    inputs = normalised(torch.from_numpy(images(6)).permute(0, 3, 1, 2), SMALL)
+    network, cells = learnt(), images(12)
+    before = activations_before(network, cells, SMALL)
+    fitted = covariance_network(network, before)
+    means, targets = covariance_means(fitted, before), np.arange(12) % 3
+    fit = fit_logistic(means, targets, [str(place) for place in range(12)], np.ones(3))
+    set_classifier(fitted, fit)
+    inputs = normalised(torch.from_numpy(cells).permute(0, 3, 1, 2), SMALL)
     with torch.no_grad():
-        expected = fitted.fc(torch.from_numpy(means))
-        assert torch.allclose(fitted(inputs), expected, atol=1e-2)
+        found = softmax(fitted(inputs).numpy())
+    assert np.allclose(found, fit.probabilities(means), atol=1e-3)
+    assert (found.argmax(1) == targets).all()

@@ -29,7 +29,7 @@ from cervicyte.errors import UsageError
 from cervicyte.evaluation import charts
 from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Answerer
-from cervicyte.evaluation.covariance import covariance_network
+from cervicyte.evaluation.covariance import covariance_means, covariance_network
 from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
@@ -121,7 +121,8 @@ class Seen:
     Attributes:
         network: that sees them.
         stages: see `pooled_features`.
-        before: of each cell, before the last stage, [N, K, h, w]; what is no number of cells not looked at.
+        before: what stands before the last stage, [M, K, h, w].
+        looked_at: places of the cells of its rows, int [M], that rise.
         means: see `last_stage_means`; None if the last stage stands still.
         activations: likewise, of each turn of the cells that train, see `turned_activations`.
         upright: of the cells that are tested alone, as they are; None if there are none.
@@ -131,6 +132,7 @@ class Seen:
     network: CBAMResNet50
     stages: dict[str, np.ndarray]
     before: Tensor
+    looked_at: np.ndarray
     means: np.ndarray | None = None
     activations: Tensor | None = None
     upright: Tensor | None = None
@@ -391,15 +393,18 @@ def _seen(
     """Return what a model sees of cells that train or are tested; of others, what is no number."""
     cells = np.union1d(training, tested)
     images = np.stack([model.preprocessing(raw[place]) for place in cells])
-    before: list[Tensor] = []
+    batches: list[Tensor] = []
     found = pooled_features(
-        model.network, images, model.preprocessing, progress, "The model's features", before=before
+        model.network, images, model.preprocessing, progress, "The model's features", before=batches
     )
+    before, start = torch.empty(len(cells), *batches[0].shape[1:]), 0
+    while batches:  # some thousand cells take gigabytes
+        batch = batches.pop(0)
+        before[start : start + len(batch)] = batch
+        start += len(batch)
     stages = {name: _by_place(values, cells, len(raw)) for name, values in found.items()}
-    all_before = torch.full((len(raw), *before[0].shape[1:]), torch.nan)
-    all_before[torch.from_numpy(cells)] = torch.cat(before)
     if not last_stage:
-        return Seen(model.network, stages, all_before)
+        return Seen(model.network, stages, before, cells)
     trains = np.isin(cells, training)
     turned = turned_activations(model.network, images[trains], model.preprocessing, progress)
     means = _by_place(last_stage_means(model.network, turned), cells[trains], len(raw))
@@ -408,13 +413,13 @@ def _seen(
         upright = turned_activations(model.network, images[~trains], model.preprocessing, progress, turns=1)[
             0
         ]
-    return Seen(model.network, stages, all_before, means, turned, upright, (cells[trains], cells[~trains]))
+    return Seen(model.network, stages, before, cells, means, turned, upright, (cells[trains], cells[~trains]))
 
 
 def _covariances(seen: Seen, training: np.ndarray) -> np.ndarray:
-    """Return what pooling by covariance gives of every cell, [N, K], fitted to those that train."""
-    fitted = covariance_network(seen.network, seen.before[torch.from_numpy(training)])
-    return last_stage_means(fitted, seen.before[None])
+    """Return what pooling by covariance gives of the cells looked at, [N, K], fitted to those that train."""
+    fitted = covariance_network(seen.network, seen.before[_rows(training, seen.looked_at)])
+    return _by_place(covariance_means(fitted, seen.before), seen.looked_at, len(seen.stages["stage4"]))
 
 
 def _rows(cells: np.ndarray, places: np.ndarray) -> Tensor:

@@ -84,8 +84,11 @@ def audit_model(
     part = part_of_split(split_file, part)
     model = load_model_file(model_path)
     if not settings.layers:
-        gated = set(DEFAULT_LAYERS) <= set(model.network.layers)
-        settings = replace(settings, layers=DEFAULT_LAYERS if gated else LAYERS_WITHOUT_GATES)
+        gated = cam.gated_layers(model.network)
+        layers = DEFAULT_LAYERS if gated else LAYERS_WITHOUT_GATES
+        # Behind pooling by covariance, no gate stands after the last layer: it is the same layer twice.
+        own = tuple(layer for layer in layers if not layer.startswith("cbam") or layer in gated)
+        settings = replace(settings, layers=own)
     cam.check_layers(model.network, settings.layers)
     for method in settings.methods:
         cam.method_named(method)

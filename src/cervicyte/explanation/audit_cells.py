@@ -126,7 +126,7 @@ def controls_of(explanation: str) -> list[str]:
 
 def stages_of(network: CBAMResNet50) -> list[tuple[str, tuple[str, ...]]]:
     """Return the stages of `RANDOMISED_STAGES` that this network has: one without gates has fewer."""
-    children = dict(network.named_children())
+    children = {name for name, part in network.named_children() if any(True for _ in part.parameters())}
     there = {stage: tuple(name for name in names if name in children) for stage, names in RANDOMISED_STAGES}
     return [(stage, names) for stage, names in there.items() if names]
 

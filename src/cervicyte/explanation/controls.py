@@ -79,7 +79,7 @@ def darkness(image: np.ndarray) -> np.ndarray:
 
 def _plain_random_maps(model: FrozenModel, inputs: np.ndarray, targets: Sequence[cam.Target]) -> np.ndarray:
     """Return at the last layer what random weights make of images, without torch."""
-    weights = plain.drawn(len(model.class_names), model.placement, RANDOM_SEED)
+    weights = plain.drawn(len(model.class_names), model.placement, RANDOM_SEED, model.kind)
     found: dict[bytes, np.ndarray] = {}
     for image in inputs:
         if image.tobytes() not in found:

@@ -59,7 +59,7 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    from cervicyte.network.graph import INPUT
+    from cervicyte.network.graph import COVARIANCE, INPUT
 
     class Cells(CalibrationDataReader):
         def __init__(self) -> None:
@@ -72,7 +72,8 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
     kept = [
         node.name
         for node in onnx.load_model_from_string(graph).graph.node
-        if node.op_type == "Conv" and (node.input[1] == STEM or any(part in node.input[1] for part in KEPT))
+        if node.name.startswith(COVARIANCE)  # a root of rounded values is another one
+        or (node.op_type == "Conv" and (node.input[1] == STEM or any(part in node.input[1] for part in KEPT)))
     ]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"

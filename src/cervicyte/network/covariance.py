@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-COMBINATIONS = 32  # of channels; chosen on Herlev with the ridge, see docs/elsewhere.md
-RIDGE = 0.1  # where the combinations have variance 1 over all places of the images that they were chosen on
-ITERATIONS = 14  # bring the root of what is a thousandth of the trace within float32's rounding
+from cervicyte.network.graph import COMBINATIONS, ITERATIONS, RIDGE
 
 
 class CovariancePooling(nn.Module):
@@ -32,18 +31,21 @@ class CovariancePooling(nn.Module):
         self.project = nn.Conv2d(inputs, combinations, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, h, w] to float32 [N, K², h, w], whose mean over places is the root, row by row."""
+        """Map [N, C, h, w] to [N, K², h, w], whose mean over places is the root, row by row.
+
+        It is computed in float32 whatever the rest is, and returned in the precision of the weights.
+        """
         with torch.autocast(x.device.type, enabled=False):  # a root in bfloat16 would be another one
-            y = self.project(x.float())
+            y = functional.conv2d(x.float(), self.project.weight.float())
             height, width = y.shape[2:]
             y = y.flatten(2)
             y = y - y.mean(2, keepdim=True)
-            ridge = RIDGE * torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-            inverse = inverse_root(y @ y.transpose(1, 2) / y.shape[2] + ridge)
+            covariance = y @ y.transpose(1, 2) / y.shape[2]
+            inverse = inverse_root(covariance + RIDGE * identity_like(covariance))
             turned = inverse @ y
             product = y[:, :, None] * turned[:, None]  # [N, K, K, places]
             parts = (product + product.transpose(1, 2)) / 2 + (RIDGE * inverse)[..., None]
-            return parts.flatten(1, 2).unflatten(2, (height, width))
+            return parts.flatten(1, 2).unflatten(2, (height, width)).to(self.project.weight.dtype)
 
 
 def inverse_root(matrices: Tensor) -> Tensor:
@@ -55,10 +57,15 @@ def inverse_root(matrices: Tensor) -> Tensor:
         >>> inverse_root(torch.diag(torch.tensor([4.0, 0.25]))[None]).round(decimals=4).tolist()
         [[[0.5, 0.0], [0.0, 2.0]]]
     """
-    identity = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
+    identity = identity_like(matrices)
     trace = matrices.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    root, inverse = matrices / trace, identity.expand_as(matrices)
+    root, inverse = matrices / trace, identity
     for _ in range(ITERATIONS):
         step = 1.5 * identity - 0.5 * (inverse @ root)
         root, inverse = root @ step, step @ inverse
     return inverse / trace.sqrt()
+
+
+def identity_like(matrices: Tensor) -> Tensor:
+    """Return as many identities, [N, K, K]; a traced `torch.eye` would stay on the device of its tracing."""
+    return torch.diag_embed(torch.ones_like(matrices[:, 0]))

@@ -20,6 +20,7 @@ from cervicyte.images.preprocessing import ORIGINAL_PREPROCESSING, Preprocessing
 Placement = Literal["stage", "block", "none"]
 PLACEMENTS: tuple[Placement, ...] = ("stage", "block", "none")
 DEFAULT_NETWORK = "cbam-resnet50"  # the kind of the network that there has always been
+COVARIANCE_NETWORK = "cbam-resnet50-covariance"  # its last stage replaced, see `covariance`
 LAYERS = ("layer1", "cbam1", "layer2", "cbam2", "layer3", "cbam3", "layer4", "cbam4")
 
 FORMAT_VERSION = 1

@@ -38,7 +38,7 @@ from cervicyte.network.description import (
     preprocessing_of,
 )
 from cervicyte.network.graph import OUTPUTS, Output
-from cervicyte.network.plain import Weights, computed, parameter_count, shapes_of
+from cervicyte.network.plain import KINDS, Weights, computed, parameter_count, shapes_of
 from cervicyte.provenance import sha256_of_file
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class FrozenModel:
     @property
     def parameter_count(self) -> int:
         """How many numbers training could change."""
-        return parameter_count(len(self.class_names), self.placement)
+        return parameter_count(len(self.class_names), self.placement, self.kind)
 
     def held_against(self, images: np.ndarray) -> Reference:
         """Return what an engine is held against: what the graph carries, or what `plain` makes of images."""
@@ -213,7 +213,7 @@ def _load_weights(path: Path) -> ModelFile | FrozenModel:
     except Exception as error:  # of safetensors, of the operating system; none is ours to show
         raise ModelFileError(f"{path}: not a model file, or damaged; {REMEDY}.") from error
     own = _description(text, path)
-    if (kind := own.get("network", DEFAULT_NETWORK)) != DEFAULT_NETWORK:
+    if (kind := own.get("network", DEFAULT_NETWORK)) not in KINDS:
         # Names and shapes may be the same, and what is computed from them another thing.
         if not torch_is_installed():
             raise ModelFileError(
@@ -224,7 +224,7 @@ def _load_weights(path: Path) -> ModelFile | FrozenModel:
     beside = {name: arrays.pop(name) for name in list(arrays) if name.startswith(BESIDE)}
     names = check_names(own["class_names"], path)
     placement = _placement_of(own, path)
-    shapes = shapes_of(len(names), placement)
+    shapes = shapes_of(len(names), placement, kind)
     if shapes != {name: arrays[name].shape if name in arrays else None for name in {**shapes, **arrays}}:
         raise ModelFileError(
             f"{path}: its tensors are not those of a ResNet-50 with CBAM for {len(names)} classes; {REMEDY}."

@@ -25,8 +25,13 @@ OPSET = 18
 IR_VERSION = 9  # engines refuse a newer one than they know
 STAGE_BLOCKS = (3, 4, 6, 3)  # of the network that ships
 MEANS_OF = (2, 4)  # the stages of which means are kept
-RIDGE, ITERATIONS = 0.1, 14  # of `covariance`, which imports torch; a test holds both together
+# Of pooling by covariance, see `covariance`; the first two were chosen on Herlev, see docs/elsewhere.md.
+COMBINATIONS = 32  # of channels
+RIDGE = 0.1  # where the combinations have variance 1 over all places of the images that they were chosen on
+ITERATIONS = 14  # bring the root of what is a thousandth of the trace within the rounding of float32
+PROJECTION = "layer4.project.weight"  # there where the pooling stands in place of the last stage
 EPSILON = 1e-5  # of batch normalisation, as torch has it
+COVARIANCE = "covariance_"  # begins the names of that pooling's nodes
 INPUT = "images"
 OUTPUTS = ("logits", "stage2", "stage4", "evidence")
 
@@ -115,11 +120,12 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._names: set[str] = set()
+        self.prefix = ""  # of the names of nodes
 
     def node(self, kind: str, inputs: Sequence[str], out: str | None = None, **attributes: Any) -> str:
         from onnx import helper
 
-        name = out or f"{kind.lower()}_{len(self.nodes)}"
+        name = out or f"{self.prefix}{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
@@ -133,7 +139,7 @@ class _Builder:
 
     def places_along(self, size: int) -> int:
         """Return how many places the last layer has along each side: pooling by covariance halves none."""
-        return cells_along(size, 4 if "layer4.project.weight" in self.state else 5)
+        return cells_along(size, 4 if PROJECTION in self.state else 5)
 
     def network(self, preprocessing: Preprocessing) -> tuple[str, str, str, str]:
         """Add everything; return what `OUTPUTS` stand for."""
@@ -144,7 +150,9 @@ class _Builder:
         for stage in range(1, len(STAGE_BLOCKS) + 1):
             blocks = {name.split(".")[1] for name in self.state if name.startswith(f"layer{stage}.")}
             if f"layer{stage}.project.weight" in self.state:
+                self.prefix = COVARIANCE
                 x, blocks = self._covariance(x, f"layer{stage}.project", preprocessing.image_size), set()
+                self.prefix = ""
             for block in range(len(blocks)):
                 x = self._bottleneck(x, f"layer{stage}.{block}", stride=2 if stage > 1 and block == 0 else 1)
             x = self._gated(x, f"cbam{stage}")

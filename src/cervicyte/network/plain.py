@@ -14,13 +14,23 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cervicyte.images.preprocessing import Preprocessing
-from cervicyte.network.description import Placement
-from cervicyte.network.graph import EPSILON, MEANS_OF, STAGE_BLOCKS, Output
+from cervicyte.network.description import COVARIANCE_NETWORK, DEFAULT_NETWORK, Placement
+from cervicyte.network.graph import (
+    COMBINATIONS,
+    EPSILON,
+    ITERATIONS,
+    MEANS_OF,
+    PROJECTION,
+    RIDGE,
+    STAGE_BLOCKS,
+    Output,
+)
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 EXPANSION = 4  # a block's outputs over the channels inside it
 REDUCTION = 16  # of the channels in a channel gate
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of the weights, what no training changes
+KINDS = (DEFAULT_NETWORK, COVARIANCE_NETWORK)  # of networks that are computed here
 Weights = Mapping[str, np.ndarray]
 
 
@@ -37,7 +47,10 @@ def computed(weights: Weights, preprocessing: Preprocessing, images: np.ndarray)
     x = _windows(x, side=3, stride=2, fill=-np.inf).max((-2, -1))
     means: dict[str, np.ndarray] = {}
     for stage, blocks in enumerate(STAGE_BLOCKS, start=1):
-        for block in range(blocks):
+        pools = stage == len(STAGE_BLOCKS) and PROJECTION in weights
+        if pools:
+            x = _covariance(weights, x)
+        for block in range(0 if pools else blocks):
             name = f"layer{stage}.{block}"
             x = _bottleneck(weights, name, x, stride=2 if stage > 1 and block == 0 else 1)
         x = _gated(weights, f"cbam{stage}", x)
@@ -49,7 +62,9 @@ def computed(weights: Weights, preprocessing: Preprocessing, images: np.ndarray)
     return Output(logits, means, np.ascontiguousarray(evidence))
 
 
-def shapes_of(class_count: int, placement: Placement) -> dict[str, tuple[int, ...]]:
+def shapes_of(
+    class_count: int, placement: Placement, kind: str = DEFAULT_NETWORK
+) -> dict[str, tuple[int, ...]]:
     """Return the name and the shape of each weight, in the order of torch's state dict.
 
     Example:
@@ -57,24 +72,24 @@ def shapes_of(class_count: int, placement: Placement) -> dict[str, tuple[int, ..
         >>> next(iter(shapes.items())), shapes["fc.bias"]
         (('conv1.weight', (64, 3, 7, 7)), (5,))
     """
-    return dict(_shapes(class_count, placement))
+    return dict(_shapes(class_count, placement, kind))
 
 
-def parameter_count(class_count: int, placement: Placement) -> int:
+def parameter_count(class_count: int, placement: Placement, kind: str = DEFAULT_NETWORK) -> int:
     """Return how many numbers training may change."""
-    shapes = shapes_of(class_count, placement)
+    shapes = shapes_of(class_count, placement, kind)
     return sum(math.prod(shape) for name, shape in shapes.items() if name.split(".")[-1] not in BUFFERS)
 
 
 @functools.lru_cache(maxsize=2)
-def drawn(class_count: int, placement: Placement, seed: int) -> Weights:
+def drawn(class_count: int, placement: Placement, seed: int, kind: str = DEFAULT_NETWORK) -> Weights:
     """Return random weights, as training from nothing begins with, but for gates, which are drawn, too.
 
     Convolutions as by K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for the number of outputs.
     """
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, shape in _shapes(class_count, placement):
+    for name, shape in _shapes(class_count, placement, kind):
         if name.endswith("spatial_attention.conv.weight"):
             value = rng.normal(0, 0.1, shape)
         elif len(shape) == 4:
@@ -87,18 +102,24 @@ def drawn(class_count: int, placement: Placement, seed: int) -> Weights:
     return weights
 
 
-def _shapes(class_count: int, placement: Placement) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(class_count: int, placement: Placement, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    stages = list(enumerate(zip(STAGE_BLOCKS, STAGE_CHANNELS, strict=True), start=1))
+    if pools := kind == COVARIANCE_NETWORK:
+        stages.pop()
     yield "conv1.weight", (64, 3, 7, 7)
     yield from _of_normalisation("bn1", 64)
     inputs = 64
-    for stage, (blocks, outputs) in enumerate(zip(STAGE_BLOCKS, STAGE_CHANNELS, strict=True), start=1):
+    for stage, (blocks, outputs) in stages:
         for block in range(blocks):
             yield from _of_bottleneck(f"layer{stage}.{block}", inputs, outputs, placement == "block")
             inputs = outputs
+    if pools:
+        yield PROJECTION, (COMBINATIONS, inputs, 1, 1)
+        inputs = COMBINATIONS**2
     yield "fc.weight", (class_count, inputs)
     yield "fc.bias", (class_count,)
     if placement == "stage":
-        for stage, channels in enumerate(STAGE_CHANNELS, start=1):
+        for stage, (_, channels) in stages:
             yield from _of_gates(f"cbam{stage}", channels)
 
 
@@ -142,6 +163,26 @@ def _bottleneck(weights: Weights, name: str, x: np.ndarray, stride: int) -> np.n
     if f"{name}.downsample.0.weight" in weights:
         x = layer(x, "downsample.0", "downsample.1", stride)
     return _relu(out + x)
+
+
+def _covariance(weights: Weights, x: np.ndarray) -> np.ndarray:
+    """Pool by covariance, see `covariance.CovariancePooling`."""
+    count, height, width, _ = x.shape
+    y = (x @ weights[PROJECTION][:, :, 0, 0].T).reshape(count, height * width, -1)
+    y = y - y.mean(1, keepdims=True)
+    identity = np.eye(y.shape[2], dtype=np.float32)
+    covariance = y.transpose(0, 2, 1) @ y / np.float32(y.shape[1]) + np.float32(RIDGE) * identity
+    trace = covariance.trace(axis1=1, axis2=2)[:, np.newaxis, np.newaxis]
+    root, inverse = covariance / trace, identity[np.newaxis]
+    for _ in range(ITERATIONS):
+        step = np.float32(1.5) * identity - np.float32(0.5) * (inverse @ root)
+        root, inverse = root @ step, step @ inverse
+    inverse = inverse / np.sqrt(trace)
+    turned = y @ inverse  # symmetric
+    product = y[:, :, :, np.newaxis] * turned[:, :, np.newaxis]
+    both = (product + product.transpose(0, 1, 3, 2)) / 2
+    parts = both + np.float32(RIDGE) * inverse[:, np.newaxis]
+    return parts.reshape(count, height, width, -1)
 
 
 def _gated(weights: Weights, name: str, x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cervicyte.network.cbam import CBAM, FRESH_GATE_FACTOR
 from cervicyte.network.covariance import CovariancePooling
-from cervicyte.network.description import DEFAULT_NETWORK, Placement, layers_of
+from cervicyte.network.description import COVARIANCE_NETWORK, DEFAULT_NETWORK, Placement, layers_of
 
 STAGE_BLOCKS = (3, 4, 6, 3)
 STAGE_CHANNELS = (256, 512, 1024, 2048)
@@ -200,8 +200,8 @@ class CBAMResNet50(_Module):
 class CBAMResNet50Covariance(CBAMResNet50):
     """The same with pooling by covariance in place of the last stage and its gates, see `covariance`.
 
-    It is made of a trained network and a few cells (`classifier: covariance`), never from a backbone. The
-    layers keep their names, so that `layer4` and `cbam4` are the pooling, one as the other.
+    It is made of another network and the cells at hand (`classifier: covariance`), not trained from its
+    beginning. The layers keep their names, so that `layer4` and `cbam4` are the pooling, one as the other.
 
     Example:
         >>> network = CBAMResNet50Covariance(7).eval()
@@ -209,7 +209,7 @@ class CBAMResNet50Covariance(CBAMResNet50):
         (torch.Size([1, 1024, 4, 4]), 1024)
     """
 
-    kind: ClassVar[str] = "cbam-resnet50-covariance"
+    kind: ClassVar[str] = COVARIANCE_NETWORK
 
     def __init__(self, class_count: int, placement: Placement = "stage") -> None:
         """Build the network with random weights."""
