@@ -169,7 +169,6 @@ def beyond_home(folder: Path) -> Iterable[str]:
 def labelled(results: Path) -> Iterable[str]:
     """Yield the lines on labelled cells of the laboratory."""
     recipe = "25 labelled cells a class (`recipes/few-cells.yaml`"
-    enlarged = "adapted, small crops enlarged"  # measured before they stayed small, and not again
     ways = (
         ("learning_curve", COVARIANCE, f"{recipe})"),
         ("learning_curve", LAST_STAGE, f"{recipe}, `classifier: logistic`)"),
@@ -179,7 +178,7 @@ def labelled(results: Path) -> Iterable[str]:
         (
             "learning_curve_adapted_last_stage",
             LEARNING,
-            f"{enlarged}, then {recipe}, `classifier: last_stage`)",
+            f"adapted, then {recipe}, `classifier: last_stage`)",
         ),
     )
     if read(results / "learning_curve" / "learning_curve.json") is None:
@@ -188,6 +187,7 @@ def labelled(results: Path) -> Iterable[str]:
         if (curve := read(results / name / "learning_curve.json")) is None:
             continue
         found = [one for one in curve["rows"] if one["cells_a_class"] == 25 and one["method"] == method]
+        what = f"{what}, {curve['draws']} draws"
         for figures in (one["figures"] for one in found):
             for key, title in HERLEV.items():
                 figure = figures[f"abnormal_auc_{key}"]
