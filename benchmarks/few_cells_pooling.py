@@ -27,11 +27,9 @@ from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.features import stage_activations
 from cervicyte.evaluation.framing import framed
-from cervicyte.evaluation.frozen_network import fit_logistic
 from cervicyte.evaluation.learning_curve import (
     FIGURES,
-    Answers,
-    abnormal_of,
+    answers_of_regression,
     draw_cells,
     means_with_intervals,
 )
@@ -43,7 +41,6 @@ from cervicyte.network.model_file import load_model_file, weights_hash
 from cervicyte.progress import TerminalProgress
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 from cervicyte.training.cells import normalised
-from cervicyte.training.loop import balanced_weights
 
 BATCH = 32
 STAGES = ("stage2", "stage3", "stage4")
@@ -136,15 +133,11 @@ def main() -> None:
     for (what, stage), pooling in VARIANTS.items():
         answers = []
         for number, draw in enumerate(drawn):
-            training = draw.training[asked.cells]
-            features = pooling(activations[stage], training)
-            weights = balanced_weights(truth[training], len(class_names), "balanced").numpy()
-            fit = fit_logistic(
-                features[training], truth[training], groups[training].tolist(), weights, asked.seed + number
+            features = pooling(activations[stage], draw.training[asked.cells])
+            seed = asked.seed + number
+            answers.append(
+                answers_of_regression(features, truth, groups, class_names, draw, asked.cells, seed)
             )
-            said = fit.probabilities(features[draw.tested])
-            abnormal = said[:, abnormal_of(class_names)].sum(1)
-            answers.append(Answers(draw.tested, abnormal, said.argmax(1), fit.inner_loss, fit.strength))
             progress.advance(1)
         figures = means_with_intervals(answers, truth, groups, class_names, asked.seed)
         rows.append(

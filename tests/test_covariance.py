@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from cervicyte.errors import RecipeError
-from cervicyte.evaluation.covariance import (
-    activations_before,
-    combinations_of,
-    covariance_means,
-    covariance_network,
-)
+from cervicyte.evaluation.covariance import combinations_of, covariance_network
 from cervicyte.evaluation.frozen_network import fit_classifier, fit_logistic, set_classifier
+from cervicyte.evaluation.last_stage import last_stage_means, turned_activations
 from cervicyte.evaluation.predictions import softmax
 from cervicyte.explanation import audit_cells, cam, faithfulness
 from cervicyte.images.preprocessing import Preprocessing
@@ -42,6 +38,10 @@ def learnt(placement="stage"):
     network = CBAMResNet50(3, placement).eval()
     network.compensate_fresh_gates()
     return network
+
+
+def activations_before(network, cells, seen):
+    return turned_activations(network, cells, seen, turns=1, precision="float32")[0]
 
 
 def made_of(network, seen=SMALL, count=6):
@@ -253,7 +253,7 @@ def test_the_network_s_answer_is_that_of_the_fitted_regression():
     network, cells = learnt(), images(12)
     before = activations_before(network, cells, SMALL)
     fitted = covariance_network(network, before)
-    means, targets = covariance_means(fitted, before), np.arange(12) % 3
+    means, targets = last_stage_means(fitted, before[None]), np.arange(12) % 3
     fit = fit_logistic(means, targets, [str(place) for place in range(12)], np.ones(3))
     set_classifier(fitted, fit)
     inputs = normalised(torch.from_numpy(cells).permute(0, 3, 1, 2), SMALL)

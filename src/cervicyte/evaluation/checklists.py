@@ -28,8 +28,8 @@ from cervicyte.evaluation.run import read_metrics
 from cervicyte.evaluation.seen import NOT_PATIENTS
 from cervicyte.evaluation.tables import PREDICTIONS_NAME, evaluate_predictions, read_predictions
 from cervicyte.metrics import DRAWS
-from cervicyte.network import covariance
 from cervicyte.network.description import Metadata
+from cervicyte.network.graph import COMBINATIONS
 from cervicyte.network.model_file import load_model_file
 from cervicyte.network.resnet import NETWORKS, CBAMResNet50, CBAMResNet50Covariance
 from cervicyte.pages import counted
@@ -392,16 +392,20 @@ def _facts_of_model(context: Mapping[str, Any]) -> dict[str, str]:
             "initialisation": f"Frozen weights: {model['backbone']}.",
             "ensembling": "None: one model.",
         }
+    kind = model.get("network", CBAMResNet50.kind)
+    network, stages = {
+        CBAMResNet50.kind: ("ResNet-50", "four"),
+        CBAMResNet50Covariance.kind: (
+            "ResNet-50, its last stage replaced by pooling by covariance,",
+            "first three",
+        ),
+    }.get(kind, (f"the network `{kind}`, a ResNet,", "four"))
     attention = {
-        "stage": "a CBAM attention module (channel gate, then spatial gate) behind each of its four stages",
+        "stage": "a CBAM attention module (channel gate, then spatial gate) behind each of its "
+        f"{stages} stages",
         "block": "a CBAM attention module in every residual block",
         "none": "no attention module",
     }.get(model.get("placement", ""), "attention modules")
-    kind = model.get("network", CBAMResNet50.kind)
-    network = "ResNet-50" if kind == CBAMResNet50.kind else f"the network `{kind}`, a ResNet,"
-    if kind == CBAMResNet50Covariance.kind:
-        network = "ResNet-50, its last stage replaced by pooling by covariance,"
-        attention = attention.replace("each of its four stages", "each of its first three stages")
     facts = {
         "technology": f"Deep learning: a convolutional network, {network} with {attention}.",
         "model": f"{_sentence(network)} with {attention}, average pooling and one linear layer; "
@@ -447,7 +451,7 @@ def _facts_of_covariance(recipe: Recipe) -> dict[str, str]:
     """Return what is otherwise where pooling by covariance took the place of the last stage."""
     return _facts_of_logistic(recipe) | {
         "training": "The network kept its weights but for its last stage, in whose place stands the matrix "
-        f"square root of the covariance of {covariance.COMBINATIONS} combinations of its channels over the "
+        f"square root of the covariance of {COMBINATIONS} combinations of its channels over the "
         "places of an image: the principal components of the training cells. The classifier was fitted to "
         "the training cells by logistic regression on it; how strongly it is held back, inner folds "
         f"decided; seed {recipe.seed}.",

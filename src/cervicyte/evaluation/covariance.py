@@ -8,58 +8,15 @@ they differ most among all places of all cells, brought to variance 1 (principal
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cervicyte.errors import RecipeError
-from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.graph import COMBINATIONS
 from cervicyte.network.resnet import CBAMResNet50, CBAMResNet50Covariance
-from cervicyte.progress import SILENT, Progress
-from cervicyte.training.cells import normalised
 
 LEAST_VARIANCE = 1e-6  # of the largest: along less, cells do not differ
 CELLS_AT_ONCE = 64
-
-
-@torch.no_grad()
-def activations_before(
-    network: CBAMResNet50, images: np.ndarray, preprocessing: Preprocessing, progress: Progress = SILENT
-) -> Tensor:
-    """Return what stands before the last stage, float32 [N, K, h, w] on the CPU, computed in float32.
-
-    Args:
-        network: is put into evaluation mode, and on the GPU if there is one.
-        images: uint8 [N, S, S, 3], preprocessed; one at least.
-        preprocessing: that they went through; says how they are normalised.
-        progress: is told of every batch.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.eval().to(device, memory_format=torch.channels_last)
-    end = network.layers[network.layers.index("layer4") - 1]
-    found: Tensor | None = None
-    progress.start("Features", len(images))
-    for start in range(0, len(images), CELLS_AT_ONCE):
-        batch = torch.from_numpy(np.asarray(images[start : start + CELLS_AT_ONCE])).permute(0, 3, 1, 2)
-        values = network.features(normalised(batch.to(device), preprocessing), end)
-        if found is None:
-            found = torch.empty(len(images), *values.shape[1:])
-        found[start : start + len(batch)] = values.cpu()
-        progress.advance(len(batch))
-    progress.close()
-    assert found is not None
-    return found
-
-
-@torch.no_grad()
-def covariance_means(network: CBAMResNet50Covariance, activations: Tensor) -> np.ndarray:
-    """Return what the classifier of such a network reads, float32 [N, K²]: see `activations_before`."""
-    device = next(network.parameters()).device
-    means = [
-        network.layer4(batch.to(device)).mean((2, 3)).cpu() for batch in activations.split(CELLS_AT_ONCE)
-    ]
-    return np.asarray(torch.cat(means).numpy())
 
 
 @torch.no_grad()
@@ -68,8 +25,8 @@ def covariance_network(network: CBAMResNet50, activations: Tensor) -> CBAMResNet
 
     Args:
         network: whose stages before the last are taken as they are; it is not changed.
-        activations: of the cells to fit to, before its last stage, [N, K, h, w], see
-            `activations_before`.
+        activations: of the cells to fit to, before its last stage, float32 [N, K, h, w], see
+            `last_stage.turned_activations`.
 
     Raises:
         RecipeError: it is of another kind, whose stages are others.

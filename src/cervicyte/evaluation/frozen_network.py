@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
-from cervicyte.evaluation.covariance import activations_before, covariance_means, covariance_network
+from cervicyte.evaluation.covariance import covariance_network
 from cervicyte.evaluation.features import pooled_features
 from cervicyte.evaluation.last_stage import last_stage_means, train_last_stage, turned_activations
 from cervicyte.evaluation.predictions import softmax
@@ -173,10 +173,12 @@ def fit_classifier(
         features = last_stage_means(network, activations)
     elif recipe.classifier == "covariance":
         kind = "logistic regression on the covariance of what stands before the network's last stage"
-        before = activations_before(network, training.images, recipe.preprocessing, progress)
-        network = covariance_network(network, before)
+        activations = turned_activations(
+            network, training.images, recipe.preprocessing, progress, turns=1, precision="float32"
+        )
+        network = covariance_network(network, activations[0])
         model = dataclasses.replace(model, network=network)
-        features = covariance_means(network, before)
+        features = last_stage_means(network, activations)
     else:
         features = pooled_features(network, training.images, recipe.preprocessing, progress)["stage4"]
     fit = fit_logistic(features, training.targets, groups, costs, recipe.seed)

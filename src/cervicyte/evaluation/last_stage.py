@@ -40,6 +40,7 @@ def turned_activations(
     preprocessing: Preprocessing,
     progress: Progress = SILENT,
     turns: int = TURNS,
+    precision: str = "auto",
 ) -> Tensor:
     """Return what stands before the last stage, [turns, N, K, h, w], of each quarter turn of the images.
 
@@ -49,6 +50,7 @@ def turned_activations(
         preprocessing: that they went through; says how they are normalised.
         progress: is told of every batch.
         turns: of each image; the first leaves it as it is.
+        precision: `auto`, `float32` or `bfloat16`, see `computes_in_bfloat16`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.eval().to(device, memory_format=torch.channels_last)
@@ -58,7 +60,7 @@ def turned_activations(
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(np.asarray(images[start : start + BATCH])).permute(0, 3, 1, 2)
             turned = torch.rot90(batch, turn, (2, 3)).to(device)
-            with _autocast(device):
+            with _autocast(device, precision):
                 values = network.features(normalised(turned, preprocessing), _before_last_stage(network))
             if found is None:
                 found = torch.empty((turns, len(images), *values.shape[1:]), dtype=values.dtype)
@@ -154,5 +156,5 @@ def _before_last_stage(network: CBAMResNet50) -> str:
     return network.layers[network.layers.index("layer4") - 1]
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16("auto"))
+def _autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(precision))

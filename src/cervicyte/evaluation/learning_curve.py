@@ -29,7 +29,7 @@ from cervicyte.errors import UsageError
 from cervicyte.evaluation import charts
 from cervicyte.evaluation.adaptation import adapted
 from cervicyte.evaluation.answers import Answerer
-from cervicyte.evaluation.covariance import covariance_means, covariance_network
+from cervicyte.evaluation.covariance import covariance_network
 from cervicyte.evaluation.cross_validation import as_json
 from cervicyte.evaluation.cross_validation_page import interval_text
 from cervicyte.evaluation.elsewhere import COLUMNAR, check_groupings
@@ -243,7 +243,9 @@ def learning_curve(
             features[COVARIANCE] = _covariances(seen, one.training[count])
             at_hand = {}
             for method, values in features.items():
-                at_hand[method] = _fitted(values, truth, groups, class_names, one, count, seed + number)
+                at_hand[method] = answers_of_regression(
+                    values, truth, groups, class_names, one, count, seed + number
+                )
                 answers.setdefault((method, count), []).append(at_hand[method])
             best = min(at_hand.values(), key=lambda answer: answer.inner_loss or 0.0)
             answers.setdefault((CHOSEN, count), []).append(best)
@@ -332,7 +334,7 @@ def draw_cells(
     )
 
 
-def _fitted(
+def answers_of_regression(
     features: np.ndarray,
     truth: np.ndarray,
     groups: np.ndarray,
@@ -341,9 +343,10 @@ def _fitted(
     count: int,
     seed: int,
 ) -> Answers:
+    """Return what a regression on so many cells a class says, fitted on the rows of features [N, D]."""
     fit, _ = _regression(features, truth, groups, class_names, draw.training[count], seed)
     probabilities = fit.probabilities(features[draw.tested])
-    score = probabilities[:, abnormal_of(class_names)].sum(1)
+    score = probabilities[:, _abnormal(class_names)].sum(1)
     return Answers(draw.tested, score, probabilities.argmax(1), fit.inner_loss, fit.strength)
 
 
@@ -367,7 +370,7 @@ def _learnt(
     set_classifier(learnt, fit)
     train_last_stage(learnt, seen.turned(chosen), truth[chosen], weights, seed)
     probabilities = softmax(last_stage_logits(learnt, seen.as_they_are(draw.tested)))
-    score = probabilities[:, abnormal_of(class_names)].sum(1)
+    score = probabilities[:, _abnormal(class_names)].sum(1)
     return Answers(draw.tested, score, probabilities.argmax(1), strength=fit.strength)
 
 
@@ -419,7 +422,7 @@ def _seen(
 def _covariances(seen: Seen, training: np.ndarray) -> np.ndarray:
     """Return what pooling by covariance gives of the cells looked at, [N, K], fitted to those that train."""
     fitted = covariance_network(seen.network, seen.before[_rows(training, seen.looked_at)])
-    return _by_place(covariance_means(fitted, seen.before), seen.looked_at, len(seen.stages["stage4"]))
+    return _by_place(last_stage_means(fitted, seen.before[None]), seen.looked_at, len(seen.stages["stage4"]))
 
 
 def _rows(cells: np.ndarray, places: np.ndarray) -> Tensor:
@@ -455,10 +458,10 @@ def _zero_shot(
     predicted = None
     if set(class_names) <= set(own_names):
         predicted = told[:, [own_names.index(name) for name in class_names]].argmax(1)
-    return Answers(draw.tested, told[:, abnormal_of(own_names)].sum(1), predicted)
+    return Answers(draw.tested, told[:, _abnormal(own_names)].sum(1), predicted)
 
 
-def abnormal_of(class_names: Sequence[str]) -> np.ndarray:
+def _abnormal(class_names: Sequence[str]) -> np.ndarray:
     """Return which classes are abnormal, bool [C]."""
     return np.array([grouping == "abnormal" for grouping in grouping_of(class_names).values()])
 
@@ -471,7 +474,7 @@ def _figures_of(
 ) -> dict[str, np.ndarray]:
     """Return every figure of one draw, [D], for weights of all cells, [D, N]."""
     own = truth[answers.tested]
-    abnormal = abnormal_of(class_names)[own]
+    abnormal = _abnormal(class_names)[own]
     squamous = np.array([name != COLUMNAR for name in class_names])[own]
     weights = weights[:, answers.tested]
     right = np.full(len(own), np.nan) if answers.predicted is None else answers.predicted == own

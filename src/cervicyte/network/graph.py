@@ -149,12 +149,12 @@ class _Builder:
         means = []
         for stage in range(1, len(STAGE_BLOCKS) + 1):
             blocks = {name.split(".")[1] for name in self.state if name.startswith(f"layer{stage}.")}
-            if f"layer{stage}.project.weight" in self.state:
-                self.prefix = COVARIANCE
-                x, blocks = self._covariance(x, f"layer{stage}.project", preprocessing.image_size), set()
-                self.prefix = ""
-            for block in range(len(blocks)):
-                x = self._bottleneck(x, f"layer{stage}.{block}", stride=2 if stage > 1 and block == 0 else 1)
+            if stage == len(STAGE_BLOCKS) and PROJECTION in self.state:
+                x = self._covariance(x, preprocessing.image_size)
+            else:
+                for block in range(len(blocks)):
+                    stride = 2 if stage > 1 and block == 0 else 1
+                    x = self._bottleneck(x, f"layer{stage}.{block}", stride)
             x = self._gated(x, f"cbam{stage}")
             if stage in MEANS_OF:
                 means.append(self.node("Squeeze", [self._mean(x, 2, 3), self._axes(2, 3)]))
@@ -186,9 +186,10 @@ class _Builder:
             x = self._convolution(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
         return self._relu(self.node("Add", [out, x]))
 
-    def _covariance(self, x: str, name: str, size: int) -> str:
+    def _covariance(self, x: str, size: int) -> str:
         """Add pooling by covariance, see `covariance.CovariancePooling`."""
-        weight = self._value(f"{name}.weight")
+        self.prefix = COVARIANCE
+        weight = self._value(PROJECTION)
         count, side = len(weight), self.places_along(size)
 
         def number(name: str, value: float) -> str:
@@ -197,7 +198,7 @@ class _Builder:
         def transposed(matrices: str) -> str:
             return self.node("Transpose", [matrices], perm=[0, 2, 1])
 
-        y = self.node("Conv", [x, self.constant(f"{name}.weight", weight)])
+        y = self.node("Conv", [x, self.constant(PROJECTION, weight)])
         y = self.node("Reshape", [y, self.constant("by_place", np.array([0, count, side**2], np.int64))])
         y = self.node("Sub", [y, self._mean(y, 2)])
         identity = self.constant("identity", np.eye(count, dtype=np.float32))
@@ -234,7 +235,9 @@ class _Builder:
             ],
         )
         form = self.constant("by_channel", np.array([0, count**2, side, side], np.int64))
-        return self.node("Reshape", [parts, form])
+        laid = self.node("Reshape", [parts, form])
+        self.prefix = ""
+        return laid
 
     def _gated(self, x: str, name: str) -> str:
         """Add the channel gate and the spatial gate, where the network has them."""

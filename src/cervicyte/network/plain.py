@@ -47,12 +47,12 @@ def computed(weights: Weights, preprocessing: Preprocessing, images: np.ndarray)
     x = _windows(x, side=3, stride=2, fill=-np.inf).max((-2, -1))
     means: dict[str, np.ndarray] = {}
     for stage, blocks in enumerate(STAGE_BLOCKS, start=1):
-        pools = stage == len(STAGE_BLOCKS) and PROJECTION in weights
-        if pools:
+        if stage == len(STAGE_BLOCKS) and PROJECTION in weights:
             x = _covariance(weights, x)
-        for block in range(0 if pools else blocks):
-            name = f"layer{stage}.{block}"
-            x = _bottleneck(weights, name, x, stride=2 if stage > 1 and block == 0 else 1)
+        else:
+            for block in range(blocks):
+                name = f"layer{stage}.{block}"
+                x = _bottleneck(weights, name, x, stride=2 if stage > 1 and block == 0 else 1)
         x = _gated(weights, f"cbam{stage}", x)
         if stage in MEANS_OF:
             means[f"stage{stage}"] = x.mean((1, 2))

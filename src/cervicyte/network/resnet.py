@@ -113,11 +113,12 @@ class CBAMResNet50(_Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = 64
         for stage, (blocks, outputs) in enumerate(
-            zip(self.stage_blocks, STAGE_CHANNELS, strict=True), start=1
+            zip(self.stage_blocks, STAGE_CHANNELS[: len(self.stage_blocks)], strict=True), start=1
         ):
             layer = _stage(block, channels, outputs // block.expansion, blocks, stride=1 if stage == 1 else 2)
             self.add_module(f"layer{stage}", layer)
             channels = outputs
+        channels = self._add_end(channels)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, class_count)
         for module in self.modules():
@@ -125,11 +126,15 @@ class CBAMResNet50(_Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.placement: Placement = placement
         if placement == "stage":
-            for stage, channels in enumerate(STAGE_CHANNELS, start=1):
+            for stage, channels in enumerate(STAGE_CHANNELS[: len(self.stage_blocks)], start=1):
                 self.add_module(f"cbam{stage}", CBAM(channels))
         for module in self.modules():  # those in the blocks were drawn anew
             if isinstance(module, CBAM):
                 module.reset_gates()
+
+    def _add_end(self, channels: int) -> int:
+        """Add what stands behind the last of `stage_blocks` and return its channels: here, nothing."""
+        return channels
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -210,14 +215,17 @@ class CBAMResNet50Covariance(CBAMResNet50):
     """
 
     kind: ClassVar[str] = COVARIANCE_NETWORK
+    stage_blocks: ClassVar[tuple[int, ...]] = STAGE_BLOCKS[:-1]
 
     def __init__(self, class_count: int, placement: Placement = "stage") -> None:
         """Build the network with random weights."""
         super().__init__(class_count, placement)
-        self.layer4 = CovariancePooling(STAGE_CHANNELS[-2])
         if placement == "stage":
             self.cbam4 = nn.Identity()
-        self.fc = nn.Linear(self.layer4.project.out_channels**2, class_count)
+
+    def _add_end(self, channels: int) -> int:
+        self.layer4 = CovariancePooling(channels)
+        return self.layer4.project.out_channels**2
 
 
 # By the name that recipes and model files give it. Another kind is a subclass, see docs/extend.md.
