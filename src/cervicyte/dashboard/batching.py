@@ -36,6 +36,7 @@ from cervicyte.evaluation.predictions import BATCH
 from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict
 from cervicyte.images.reader import read_image
+from cervicyte.images.threads import one_thread_beside_a_network
 from cervicyte.inference.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -272,7 +273,8 @@ class Batcher:
                 _carry_out(batch)
                 continue
             try:
-                self._answer(batch)
+                with one_thread_beside_a_network():  # requests are read meanwhile
+                    self._answer(batch)
             except Exception as error:  # whatever it was, the next batch is not to suffer from it
                 log_failure(error)
                 self._verdicts.clear()

@@ -58,6 +58,7 @@ from cervicyte.errors import DatasetError, ImageError
 from cervicyte.images.folders import files_of_folder
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image, sniff_format
 from cervicyte.images.statistics import STATISTICS, image_statistics
+from cervicyte.images.threads import one_thread_a_call
 from cervicyte.progress import SILENT, Progress
 from cervicyte.provenance import RESEARCH_USE_ONLY, as_utf8, provenance, write_json, write_text
 
@@ -189,7 +190,7 @@ def look_through(cells: Sequence[Cell], progress: Progress = SILENT) -> list[Loo
     scale = working_scale(sides or [WORKING_SIZE])
     looks = []
     progress.start("Reading images", len(cells))
-    with twins.one_thread_a_call(), ThreadPoolExecutor() as pool:
+    with one_thread_a_call(), ThreadPoolExecutor() as pool:
         for look in pool.map(lambda cell: _look(cell.path, scale), cells):
             looks.append(look)
             progress.advance()

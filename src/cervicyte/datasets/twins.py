@@ -17,20 +17,18 @@ that earlier ones have put into one group already are left out: groups are the s
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from cervicyte.datasets.alignment import pair_score, part_score
 from cervicyte.datasets.candidates import EXHAUSTIVE, Pair, resembling_pairs
 from cervicyte.datasets.crops import Reduced
 from cervicyte.datasets.keypoints import sharing_pairs
+from cervicyte.images.threads import one_thread_a_call
 from cervicyte.progress import SILENT, Progress
 
 # On the 3,445 cells of SIPaKMeD in ../shared: the 60 pairs just above (0.70 to 0.86) were looked at and are
@@ -188,18 +186,6 @@ def find_twins(
             tried |= ways
             search.score("Pairs of joined fields", _between(search, ways), search.whole_or_part)
     return sorted(search.best.values())
-
-
-@contextlib.contextmanager
-def one_thread_a_call() -> Iterator[None]:
-    """Keep OpenCV's and the matrix products' own threads from fighting with the search's for the cores."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def joined(groups: Sequence[str], pairs: Iterable[tuple[int, int]], first: str = "") -> list[str]:

@@ -23,9 +23,9 @@ from cervicyte.datasets.alignment import align
 from cervicyte.datasets.groups import FIELD_AND_CELL
 from cervicyte.datasets.keypoints import NO_KEYPOINTS, Keypoints, find_keypoints, matches, sharing_pairs
 from cervicyte.datasets.layouts import WHOLE_FIELD, Cell
-from cervicyte.datasets.twins import one_thread_a_call
 from cervicyte.errors import ImageError
 from cervicyte.images.reader import IMAGE_SUFFIXES, read_image
+from cervicyte.images.threads import one_thread_a_call
 from cervicyte.pages import counted
 from cervicyte.progress import SILENT, Progress
 

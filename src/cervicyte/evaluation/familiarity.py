@@ -18,6 +18,7 @@ warrant of a right answer.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -385,7 +386,7 @@ def percentile_of(values: np.ndarray, quantiles: Sequence[float] | np.ndarray) -
 
     Between quantiles it is interpolated; of equal ones, the middle.
     """
-    places, percents = _distinct(quantiles)
+    places, percents = _distinct(tuple(quantiles))
     inside = np.interp(values, places, percents)
     return np.where(values < places[0], 0.0, np.where(values > places[-1], 100.0, inside))
 
@@ -397,8 +398,7 @@ def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float
     percentile from the median: there, cells are too few to tell percentiles apart.
     """
     values, middle = np.asarray(values, np.float64), quantiles[50]
-    inner = np.asarray(quantiles)[OUTERMOST : 101 - OUTERMOST]
-    places, percents = _distinct(inner, PERCENTS[OUTERMOST : 101 - OUTERMOST])
+    places, percents = _distinct(tuple(quantiles)[OUTERMOST : 101 - OUTERMOST], OUTERMOST)
     scores = np.interp(values, places, ndtri(percents / 100))
     last = float(ndtri(1 - OUTERMOST / 100))
     lowest, highest = places[0], places[-1]
@@ -411,12 +411,11 @@ def normal_score(values: np.ndarray | Sequence[float], quantiles: Sequence[float
     return scores
 
 
-def _distinct(
-    quantiles: Sequence[float] | np.ndarray, percents: np.ndarray = PERCENTS
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct quantiles, rising, and the mean percent of each."""
-    places, which, counts = np.unique(np.asarray(quantiles, float), return_inverse=True, return_counts=True)
-    return places, np.bincount(which, percents) / counts
+@functools.lru_cache(maxsize=64)  # a model has ten, and asks for them with every batch
+def _distinct(quantiles: tuple[float, ...], first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct ones of quantiles at `first` % and on, rising, and the mean percent of each."""
+    places, which, counts = np.unique(np.array(quantiles, float), return_inverse=True, return_counts=True)
+    return places, np.bincount(which, first + np.arange(len(quantiles))) / counts
 
 
 def _mean_score(distances: Mapping[str, np.ndarray], usual: Mapping[str, Sequence[float]]) -> np.ndarray:

@@ -36,6 +36,7 @@ from cervicyte.evaluation.answers import UNLIKE, Prediction
 from cervicyte.evaluation.prediction_sets import SEPARATOR
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.images.reader import read_image
+from cervicyte.images.threads import one_thread_beside_a_network
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.object_store import is_uri, reason_of
 from cervicyte.inference.sources import LIST_PREFIX, STANDARD_INPUT, Source, shown, sources_of
@@ -260,7 +261,11 @@ def header_of(classifier: Classifier) -> list[str]:
 
 def rows_here(classifier: Classifier, sources: Iterator[Source]) -> Rows:
     """Yield the rows of images, a batch at a time, in order, made in this process."""
-    with ThreadPoolExecutor(READING_THREADS) as threads, ThreadPoolExecutor(1) as network:
+    with (
+        one_thread_beside_a_network(),
+        ThreadPoolExecutor(READING_THREADS) as threads,
+        ThreadPoolExecutor(1) as network,
+    ):
         for batch, output in _computed(classifier, _prepared(classifier, sources, threads), network):
             yield list(_rows(classifier, batch, output))
 
@@ -269,10 +274,11 @@ def rows_of_batch(
     classifier: Classifier, sources: Sequence[Source], threads: ThreadPoolExecutor
 ) -> list[list[str]]:
     """Return the rows of at most `BATCH` images, read in threads."""
-    batch = list(threads.map(lambda source: _prepare(classifier, source), sources))
-    inputs = [one.inputs for one in batch if one.inputs is not None]
-    output = classifier.engine.run(np.concatenate(inputs)) if inputs else None
-    return list(_rows(classifier, batch, output))
+    with one_thread_beside_a_network():
+        batch = list(threads.map(lambda source: _prepare(classifier, source), sources))
+        inputs = [one.inputs for one in batch if one.inputs is not None]
+        output = classifier.engine.run(np.concatenate(inputs)) if inputs else None
+        return list(_rows(classifier, batch, output))
 
 
 def _prepared(
