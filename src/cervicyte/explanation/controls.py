@@ -181,5 +181,9 @@ def network_input(model: ModelFile, inputs: np.ndarray) -> Tensor:
     from cervicyte.training.cells import normalised
 
     device = next(model.network.parameters()).device
-    batch = torch.from_numpy(np.ascontiguousarray(inputs)).permute(0, 3, 1, 2)
-    return normalised(batch.to(device), model.preprocessing)
+    batch = torch.from_numpy(np.ascontiguousarray(inputs))
+    to_gpu = device.type == "cuda"
+    if to_gpu:  # from pinned memory a GPU fetches several times as fast, and all threads copy there
+        batch = batch.pin_memory()
+    batch = batch.to(device, non_blocking=to_gpu).permute(0, 3, 1, 2)
+    return normalised(batch, model.preprocessing)
