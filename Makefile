@@ -218,7 +218,7 @@ benchmark: setup ## speed of training, explanation, inspection (100,000 cells: a
 	  --closer $(SHARED)/weights/resnet50_imagenet_v15_fp16.safetensors \
 	  --out benchmarks/results/inspection_closer_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
-	$(BIN)/python benchmarks/inference_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/inference_speed.json
+	$(BIN)/python benchmarks/inference_speed.py $(SHARED)/data/sipakmed --results benchmarks/results
 	$(BIN)/python benchmarks/inference_memory.py --out benchmarks/results/inference_memory.json
 	! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
 	  $(BIN)/python benchmarks/gpu_speed.py $(SHARED)/data/sipakmed --out benchmarks/results/gpu_speed.json

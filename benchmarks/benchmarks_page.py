@@ -212,88 +212,36 @@ def serving_lines(content: dict[str, Any]) -> list[str]:
     ]
 
 
+INFERENCE_COLUMNS = (
+    ("times_the_original", "times the original's way", "at least", "{:g}"),
+    ("times_resizing_alone", "with resizing alone", "at least", "{:g}"),
+    ("times_resizing_alone_at_our_size", "and at our size", "", ""),
+    ("share_of_the_network_alone", "of the network alone", "at least", "{:.0%}"),
+    ("share_of_the_processors_rate", "of the processor's rate", "at least", "{:.0%}"),
+    ("forward_passes_with_maps", "five maps, in forward passes", "at most", "{:g}"),
+)
+
+
 def inference_lines(
-    speed: dict[str, Any], memory: dict[str, Any], loss: dict[str, Any], gpu: dict[str, Any] | None
+    speeds: list[dict[str, Any]], memory: dict[str, Any], loss: dict[str, Any], gpu: dict[str, Any] | None
 ) -> list[str]:
-    goals = speed["goals"]
-    columns = (
-        ("times_the_original", "times the original's way", "at least", "{:g}"),
-        ("times_resizing_alone", "with resizing alone", "at least", "{:g}"),
-        ("times_resizing_alone_at_our_size", "and at our size", "", ""),
-        ("share_of_the_network_alone", "of the network alone", "at least", "{:.0%}"),
-        ("share_of_the_processors_rate", "of the processor's rate", "at least", "{:.0%}"),
-        ("forward_passes_with_maps", "five maps, in forward passes", "at most", "{:g}"),
-    )
-    cold = speed["cold_start_s"]
-    lines = [
-        "## Inference",
-        "",
-        f"From files to rows: {speed['images']} cells are read, hashed, decoded, preprocessed and classified "
-        f"by `cervicyte predict` at {speed['size_pixels']} pixels, on {speed['threads']} threads. The "
-        "original's way is PyTorch, eager, float32, one image at a time at 224 pixels, after its resizing, "
-        "denoising and CLAHE; with resizing alone on both sides, that step alone; at our size, at the pixels "
-        f"that ours takes, too. The network alone has a batch of {speed['batch']} in memory; the processor's "
-        "rate is that of the best square product of 1024 to 4096 in torch at the same precision. Five maps: "
-        "one cell, warm, from bytes to class, probabilities and a map of each class, against a forward pass. "
-        f"Median of {speed['rounds']} rounds [lowest, highest], all in turns in one process.",
-        "",
-        "| engine | " + " | ".join(title for _, title, _, _ in columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
-    ]
-    for one in speed["engines"]:
-        about = one["engine"]
-        cells = []
-        for key, _, _, form in columns:
-            figure = one[key]
-            form = "{:.0%}" if "%" in form else "{:.2f}"
-            median, low, high = (form.format(figure[name]) for name in ("median", "min", "max"))
-            cells.append(f"{median} [{low}, {high}]")
-        lines.append(f"| {about['name']} {about['version']}, {about['precision']} | {' | '.join(cells)} |")
-    asked = [f"{word} {form.format(goals[key])}" if word else "" for key, _, word, form in columns]
-    fastest = max(speed["engines"], key=lambda one: one["times_the_original"]["median"])
-    missed = [
-        f"{title} {form.format(fastest[key]['median'])}, where {word} {form.format(goals[key])} was the goal"
-        for key, title, word, form in columns
-        if (word == "at least" and fastest[key]["median"] < goals[key])
-        or (word == "at most" and fastest[key]["median"] > goals[key])
-    ]
-    name = f"{fastest['engine']['name']} in {fastest['engine']['precision']}"
-    lines += [
-        f"| goal | {' | '.join(asked)} |",
-        "",
-        f"The fastest, {name}, **misses**: {'; '.join(missed)}." if missed else f"{name} reaches all goals.",
-        "",
-        "| images a second | of files | of the network alone |",
-        "| --- | ---: | ---: |",
-    ]
-    rates = speed["images_per_second"]
-    for one in speed["engines"]:
-        name = f"{one['engine']['name']}_{one['engine']['precision']}"
-        pair = " | ".join(f"{rates[f'{what}_{name}']['median']:.1f}" for what in ("files", "network"))
-        lines.append(f"| {one['engine']['name']}, {one['engine']['precision']} | {pair} |")
-    for key, title in (
-        ("original", "the original's way"),
-        ("resizing_alone", "the original's way, resizing alone"),
-        ("resizing_alone_at_our_size", "the same at our size"),
-    ):
-        lines.append(f"| {title} | {rates[key]['median']:.1f} | |")
-    processor = " and ".join(
-        f"{found['median'] / 1e9:,.0f} GFLOP/s in {precision}"
-        for precision, found in speed["processor_operations_per_second"].items()
-    )
+    """Return the section on inference; `speeds` are of processors with bfloat16 and without."""
     growth = memory["growth_mib"]
     return [
-        *lines,
+        "## Inference",
         "",
-        f"An image takes {speed['operations_per_image'] / 1e9:.2f} GFLOP, a multiplication and an addition "
-        f"being two; the machine reaches {processor}.",
+        "From files to rows: cells are read, hashed, decoded, preprocessed and classified by `cervicyte "
+        "predict`. The original's way is PyTorch, eager, float32, one image at a time at 224 pixels, after "
+        "its resizing, denoising and CLAHE; with resizing alone on both sides, that step alone; at our size, "
+        "at the pixels that ours takes, too. The network alone has a batch in memory; the processor's rate "
+        "is that of the best square product of 1024 to 4096 in torch at the same precision. Five maps: one "
+        "cell, warm, from bytes to class, probabilities and a map of each class, against a forward pass. "
+        "Median of the rounds [lowest, highest], all in turns in one process.",
         "",
-        f"Cold, `cervicyte predict one.bmp` takes {cold['median']:.1f} s [{cold['min']:.1f}, "
-        f"{cold['max']:.1f}] from shell to answer; the goal is {goals['cold_start_s']:g} s. When this began, "
-        f"the load of the machine was {speed['load_average_1_min']}; above the number of cores it is other "
-        "work, which lengthens times and spreads ratios.",
-        "",
+        *(line for speed in speeds for line in speed_lines(speed)),
         *gpu_lines(gpu),
+        "### Precision and memory",
+        "",
         f"What {loss['precision']} costs: of {loss['cells']:,} cells in groups that the networks of "
         f"{len(loss['folds'])} folds had not seen, {loss['accuracy']['float32']:.2%} are called rightly in "
         f"float32 and {loss['accuracy'][loss['precision']]:.2%} in {loss['precision']}, a loss of "
@@ -308,13 +256,108 @@ def inference_lines(
         "",
         "![Memory of the process over the rows written](results/inference_memory.png)",
         "",
-        origin(speed),
-        "",
         origin(loss),
         "",
         origin(memory),
         "",
     ]
+
+
+def speed_lines(speed: dict[str, Any]) -> list[str]:
+    """Return what was measured on one processor."""
+    goals, cold, rates = speed["goals"], speed["cold_start_s"], speed["images_per_second"]
+    has_bfloat16 = any(one["engine"]["precision"] == "bfloat16" for one in speed["engines"])
+    about = f"{speed['processor']['name']}: " if "processor" in speed else ""
+    lines = [
+        f"### On a processor {'with' if has_bfloat16 else 'without'} bfloat16",
+        "",
+        f"{about}{speed['images']} cells of {speed['size_pixels']} pixels on {speed['threads']} threads, "
+        f"batches of {speed['batch']}, {speed['rounds']} rounds.",
+        "",
+        "| engine | " + " | ".join(title for _, title, _, _ in INFERENCE_COLUMNS) + " |",
+        "| --- |" + " ---: |" * len(INFERENCE_COLUMNS),
+    ]
+    for one in speed["engines"]:
+        cells = []
+        for key, _, _, form in INFERENCE_COLUMNS:
+            form = "{:.0%}" if "%" in form else "{:.2f}"
+            figure = one.get(key)
+            cells.append(
+                "{} [{}, {}]".format(*(form.format(figure[name]) for name in ("median", "min", "max")))
+                if figure
+                else ""
+            )
+        lines.append(f"| {engine_name(one['engine'])} | {' | '.join(cells)} |")
+    asked = [f"{word} {form.format(goals[key])}" if word else "" for key, _, word, form in INFERENCE_COLUMNS]
+    lines += [f"| goal | {' | '.join(asked)} |", ""]
+    lines += [line for one in fastest_of(speed["engines"]) for line in (on_the_goals(one, goals), "")]
+    lines += ["| images a second | of files | of the network alone |", "| --- | ---: | ---: |"]
+    for one in speed["engines"]:
+        name = f"{one['engine']['name']}_{one['engine']['precision']}"
+        pair = " | ".join(f"{rates[f'{what}_{name}']['median']:.1f}" for what in ("files", "network"))
+        lines.append(f"| {one['engine']['name']}, {one['engine']['precision']} | {pair} |")
+    for key, title in (
+        ("original", "the original's way"),
+        ("resizing_alone", "the original's way, resizing alone"),
+        ("resizing_alone_at_our_size", "the same at our size"),
+    ):
+        lines.append(f"| {title} | {rates[key]['median']:.1f} | |")
+    processor = " and ".join(
+        f"{found['median'] / 1e9:,.0f} GFLOP/s in {precision}"
+        for precision, found in speed["processor_operations_per_second"].items()
+    )
+    beside = speed.get("without_the_network_ms")
+    missing = speed.get("not_run", {})
+    return [
+        *lines,
+        "",
+        f"An image takes {speed['operations_per_image'] / 1e9:.2f} GFLOP, a multiplication and an addition "
+        f"being two; the machine reaches {processor}."
+        + (
+            f" All that stands beside the network takes {beside['median']:.2f} ms an image "
+            f"[{beside['min']:.2f}, {beside['max']:.2f}] where its answers are at hand."
+            if beside
+            else " This was measured before libraries were kept to one thread beside the network, and not "
+            "anew since."
+        ),
+        "",
+        f"Cold, `cervicyte predict one.bmp` takes {cold['median']:.1f} s [{cold['min']:.1f}, "
+        f"{cold['max']:.1f}] from shell to answer; the goal is {goals['cold_start_s']:g} s. When this began, "
+        f"the load of the machine was {speed['load_average_1_min']}; above the number of cores it is other "
+        "work, which lengthens times and spreads ratios.",
+        "",
+        *(line for name, why in missing.items() for line in (f"**Not run**: {name}. {why}", "")),
+        origin(speed),
+        "",
+    ]
+
+
+def fastest_of(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the fastest, and before it, where that is in int8, the fastest of the others."""
+
+    def rate(one: dict[str, Any]) -> float:
+        return float(one["times_the_original"]["median"])
+
+    plain = max((one for one in engines if one["engine"]["precision"] != "int8"), key=rate)
+    fastest = max(engines, key=rate)
+    return [plain] if fastest is plain else [plain, fastest]
+
+
+def on_the_goals(one: dict[str, Any], goals: dict[str, float]) -> str:
+    """Say which goals an engine misses."""
+    name = f"{one['engine']['name']} in {one['engine']['precision']}"
+    missed = [
+        f"{title} {form.format(one[key]['median'])}, where {word} {form.format(goals[key])} was the goal"
+        for key, title, word, form in INFERENCE_COLUMNS
+        if key in one
+        and (
+            (word == "at least" and one[key]["median"] < goals[key])
+            or (word == "at most" and one[key]["median"] > goals[key])
+        )
+    ]
+    return (
+        f"The fastest, {name}, **misses**: {'; '.join(missed)}." if missed else f"{name} reaches all goals."
+    )
 
 
 def engine_name(engine: dict[str, Any]) -> str:
@@ -473,13 +516,17 @@ def gpu_lines(found: dict[str, Any] | None) -> list[str]:
     """Return what a GPU does, or that none was at hand."""
     if not found:
         return [
-            "On a GPU, batches of 256 with maps and without: **not run**, since no GPU was at hand; the goal "
+            "### On a GPU",
+            "",
+            "Batches of 256 with maps and without: **not run**, since no GPU was at hand; the goal "
             "is at least 80% of the same network on a batch that lies on the GPU. Where there is one, "
             f"`{GPU_COMMAND}` measures it.",
             "",
         ]
     lines = [
-        f"On a GPU, {found['device']}: batches of {found['batch']} preprocessed cells of "
+        "### On a GPU",
+        "",
+        f"{found['device']}: batches of {found['batch']} preprocessed cells of "
         f"{found['size_pixels']} pixels go from this machine's memory to the answers, against the same "
         f"network on a batch that lies on the GPU. Median of {found['rounds']} rounds [lowest, highest].",
         "",
@@ -505,6 +552,8 @@ def gpu_lines(found: dict[str, Any] | None) -> list[str]:
     ]
     reached = f"**missed** in {' and '.join(missed)}" if missed else "reached"
     said = f"The goal is at least {goal:.0%}: {reached}. The load of the machine when it ended: {load}."
+    if "memory" not in found:
+        said += " This was measured before batches went through pinned memory, and not anew since."
     return [*lines, "", said, "", origin(found), ""]
 
 
@@ -557,7 +606,11 @@ def page() -> str:
         *inspection_lines(read("inspection_speed"), read("inspection_closer_speed")),
         *explanation_lines(read("explanation_speed")),
         *inference_lines(
-            read("inference_speed"),
+            [
+                found
+                for precision in ("bfloat16", "float32")
+                if (found := read_if_there(f"inference_speed_{precision}")) is not None
+            ],
             read("inference_memory"),
             read("precision_loss"),
             read_if_there("gpu_speed"),

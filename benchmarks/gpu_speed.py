@@ -92,6 +92,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device,
         "batch": BATCH,
+        "memory": "pinned",
         "rounds": arguments.rounds,
         "load_average_1_min": round(os.getloadavg()[0], 2),
         "size_pixels": load_model(device="cpu").model.preprocessing.image_size,
