@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cervicyte.errors import UsageError
@@ -23,6 +24,7 @@ from cervicyte.inference.engines import Engine, OnnxEngine, OpenVinoEngine, Outp
 from cervicyte.inference.parity import compare, sample_cells
 from cervicyte.inference.predict import predict
 from cervicyte.inference.torch_engine import TorchEngine
+from cervicyte.network.description import shipped_model
 from cervicyte.network.graph import cells_along
 from cervicyte.network.model_file import ModelFile
 from cervicyte.network.resnet import CBAMResNet50
@@ -260,6 +262,73 @@ def test_an_engine_whose_package_is_missing_says_how_to_install_it(model, monkey
     with pytest.raises(UsageError, match=r"needs the package onnxruntime; .*cervicyte\[fast\]"):
         choice.engine_for(model, "onnx")
     assert choice.engine_for(model, "auto").name == "torch"
+
+
+def test_where_nobody_says_which_a_processor_computes_by_openvino_without_torch(tmp_path):
+    image = tmp_path / "cell.png"
+    Image.fromarray(np.full((40, 50, 3), 200, np.uint8)).save(image)
+    asked = (
+        "import sys; from cervicyte.cli import main; "
+        f"sys.argv = ['cervicyte', 'predict', {str(image)!r}, '--out', {str(tmp_path / 'rows.csv')!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+
+    has_gpu = torch.cuda.is_available()
+    engine = json.loads((tmp_path / "rows.csv.json").read_text())["engine"]["name"]
+    assert (engine, done.stdout.split()[-1]) == (("torch", "True") if has_gpu else ("openvino", "False"))
+
+
+def test_a_gpu_that_torch_can_use_is_found_without_torch():
+    assert choice._torch_has_a_gpu() == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("build", "devices", "expected"),
+    [
+        ("2.11.0+cu128", 1, True),
+        ("2.11.0+cu128", 0, False),
+        ("2.11.0", None, False),
+        ("2.11.0+cpu", 1, False),
+        ("2.11.0+rocm6.4", None, True),
+    ],
+)
+def test_a_gpu_is_torchs_only_if_torch_was_built_for_it(build, devices, expected, monkeypatch):
+    class Driver:
+        def cuInit(self, flags):
+            return 0
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = devices
+            return 0
+
+    def opened(name):
+        if devices is None:
+            raise OSError("no driver")
+        return Driver()
+
+    monkeypatch.setattr(choice.metadata, "version", lambda name: build)
+    monkeypatch.setattr(choice.ctypes, "CDLL", opened)
+    assert choice._torch_has_a_gpu() is expected
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.onnx", "model.xml"])
+def test_what_only_torch_reads_and_graphs_are_left_to_the_choice(name):
+    assert choice.usual_engine(Path(name)) is None
+
+
+def test_torch_answers_with_a_note_where_openvino_is_wrong(monkeypatch):
+    monkeypatch.setattr(choice, "_torch_has_a_gpu", lambda: False)
+    monkeypatch.setattr(choice, "_faults", lambda *arguments: ["logits differ by 3"])
+    classifier = Classifier.as_usual(shipped_model())
+
+    assert classifier.engine.name == "torch"
+    assert (
+        "torch answers, since the engine openvino does not answer as the network does: logits differ by 3."
+        in (classifier.notes)
+    )
 
 
 def test_a_table_says_which_engine_answered(model, tmp_path):

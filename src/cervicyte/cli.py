@@ -749,8 +749,8 @@ def predict(
         Literal["auto", "torch", "onnx", "openvino", "ray"] | None,
         typer.Option(
             help="What computes; auto: the fastest that is installed and right; ray: many processes or "
-            "machines, see docs/scale.md. Default: torch, or auto where torch is not installed or a graph is "
-            "given.",
+            "machines, see docs/scale.md. Default: openvino for a .safetensors on a processor, else torch; "
+            "auto where torch is not installed or a graph is given.",
             show_default=False,
         ),
     ] = None,
@@ -795,8 +795,12 @@ def predict(
         engine = ray_engine
     elif (ray_address, ray_engine, ray_threads) != (None, None, None):
         raise UsageError("--ray-… is for --engine ray alone; choose that, or leave it out.")
+    if engine is None:
+        classifier = Classifier.as_usual(file, precision, head)
+    else:
+        classifier = Classifier.from_file(file, engine=engine, precision=precision, head=head)
     outcome = predict(
-        Classifier.from_file(file, engine=engine, precision=precision, head=head),
+        classifier,
         images,
         out,
         force=force,

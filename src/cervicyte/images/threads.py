@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 
 import cv2
 import numpy  # noqa: F401  # with its products loaded, they are found
-import scipy.linalg  # noqa: F401  # and so are these
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-OF_NUMPY = "libscipy_openblas"  # begins the names of the libraries that NumPy's and SciPy's wheels bring
+OF_NUMPY = "libscipy_openblas"  # begins the name of the library that NumPy's wheels bring
 
 
 class _OneThread:
@@ -59,4 +58,4 @@ one_thread_a_call = _OneThread(lambda: threadpool_limits(1))
 """Keeps OpenCV, all matrix products and OpenMP to one thread a call."""
 
 one_thread_beside_a_network = _OneThread(lambda: _products().limit(limits=1))
-"""Keeps OpenCV and the products of NumPy and SciPy to one thread a call; a network keeps its threads."""
+"""Keeps OpenCV and NumPy's products to one thread a call; a network keeps its threads."""

@@ -9,6 +9,7 @@ be written there, it is found anew each time.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -34,7 +35,7 @@ from cervicyte.inference.engines import (
     thread_count,
 )
 from cervicyte.inference.parity import AT_ONCE, BOUNDS, Parity, compare, held_against, sample_cells
-from cervicyte.network.frozen import FrozenModel
+from cervicyte.network.frozen import FrozenModel, torch_is_installed
 from cervicyte.network.graph import onnx_graph
 from cervicyte.provenance import sha256_of_json, write_json
 
@@ -115,13 +116,44 @@ def engine_for(
     raise UsageError(f"{which} answers in {precision}: {', and '.join([*wrong, *unusable])}; {remedy}.")
 
 
+def usual_engine(path: Path) -> str | None:
+    """Return what computes a model's file where nobody says what: OpenVINO where a processor computes.
+
+    It is faster than torch, which takes seconds to come. None leaves the choice to `engine_for`: for a file
+    that only torch reads, a graph, a GPU that torch can use, and where one of both is not installed.
+    """
+    if path.suffix != ".safetensors" or not torch_is_installed():
+        return None
+    return OpenVinoEngine.name if OpenVinoEngine.installed() and not _torch_has_a_gpu() else None
+
+
+def _torch_has_a_gpu() -> bool:
+    """Return whether torch would compute on a GPU, without importing it."""
+    build = metadata.version(TORCH).partition("+")[2]
+    if build.startswith(("cpu", "rocm")):  # AMD's has no other driver
+        return not build.startswith("cpu")
+    # CUDA driver API: cuInit and cuDeviceGetCount, which go by CUDA_VISIBLE_DEVICES.
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        devices = ctypes.c_int()
+        return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(devices)) == 0 and devices.value > 0
+    except (OSError, AttributeError):  # no driver
+        return False
+
+
 def _reason(error: Exception, kind: str, model: ModelFile | FrozenModel) -> str:
     """Return what an error says, without its remedy, and which engine it is of."""
-    said = str(error).partition(";")[0]
+    said = str(error)
     if isinstance(model, FrozenModel):
         said = said.replace(f"{model.path}: its", "its").replace(f"{model.path}:", "it")
+    return reason_in_short(said, kind)
+
+
+def reason_in_short(error: Exception | str, engine: str) -> str:
+    """Return what is said of an engine, without the remedy, to go on in a sentence."""
+    said = str(error).partition(";")[0].partition(". Choose")[0]
     said = said[0].lower() + said[1:]
-    return said if kind in said else f"{kind}: {said}"
+    return said if engine in said else f"{engine}: {said}"
 
 
 class _Graph:

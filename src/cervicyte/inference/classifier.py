@@ -21,7 +21,7 @@ from cervicyte.explanation import cam
 from cervicyte.explanation.verdict import Verdict, verdicts
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.images.statistics import image_statistics
-from cervicyte.inference.choice import GRAPH_ENGINES, TORCH, engine_for
+from cervicyte.inference.choice import GRAPH_ENGINES, TORCH, engine_for, reason_in_short, usual_engine
 from cervicyte.inference.engines import Precision
 from cervicyte.network.description import layers_of
 from cervicyte.network.frozen import FrozenModel, is_graph, load_described, torch_is_installed
@@ -98,6 +98,22 @@ class Classifier:
             model = load_with_head(path, head) if isinstance(model, FrozenModel) else with_head(model, head)
         known = model.weights_sha256 if isinstance(model, FrozenModel) else model.sha256_as_read
         return cls(model, device, engine, precision, known)
+
+    @classmethod
+    def as_usual(cls, path: Path, precision: Precision = "float32", head: str | None = None) -> Classifier:
+        """Load a model file with the engine of `choice.usual_engine`, or with torch where that is wrong.
+
+        Arguments and errors as of `from_file`.
+        """
+        usual = usual_engine(path)
+        if usual is None:
+            return cls.from_file(path, precision=precision, head=head)
+        try:
+            return cls.from_file(path, engine=usual, precision=precision, head=head)
+        except UsageError as error:
+            loaded = cls.from_file(path, precision=precision, head=head)
+            loaded.engine.notes = (f"{TORCH} answers, since {reason_in_short(error, usual)}.",)
+            return loaded
 
     @property
     def weights_sha256(self) -> str:
