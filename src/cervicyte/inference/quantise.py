@@ -92,7 +92,7 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
         node.name
         for node in onnx.load_model_from_string(graph).graph.node
         if node.name.startswith(COVARIANCE)  # a root of rounded values is another one
-        or (node.op_type == "Conv" and (node.input[1].startswith(FIRST) or any(part in node.input[1] for part in KEPT)))
+        or (node.op_type == "Conv" and _stays(node.input[1]))
     ]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
@@ -112,6 +112,11 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         )
         return after.read_bytes()
+
+
+def _stays(weight: str) -> bool:
+    """Return whether the convolution by a weight stays in float32."""
+    return weight.startswith(FIRST) or any(part in weight for part in KEPT)
 
 
 @contextlib.contextmanager
