@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -13,9 +14,11 @@ import os
 import re
 import socket
 import stat
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,10 +221,63 @@ def test_a_port_that_is_taken_is_told_in_one_sentence(tmp_path):
             server.serve(tmp_path / "never_read.pth", port=port)
 
 
+def batcher_that(*, tried: bool, ready: bool) -> SimpleNamespace:
+    batcher = SimpleNamespace(tried=threading.Event(), ready=threading.Event())
+    if tried:
+        batcher.tried.set()
+    if ready:
+        batcher.ready.set()
+    return batcher
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch, batcher: SimpleNamespace) -> None:
+    """Let `serve` announce, and end."""
+    app = SimpleNamespace(state=SimpleNamespace(batcher=batcher))
+    monkeypatch.setattr(server, "build_app", lambda *arguments: app)
+    monkeypatch.setattr(server.AnnouncingServer, "run", lambda self, sockets: self.announce())
+
+
+def test_the_server_says_that_it_is_ready_once_its_model_is(monkeypatch, capsys, tmp_path):
+    batcher = batcher_that(tried=False, ready=False)
+    at_once(monkeypatch, batcher)
+    serving = threading.Thread(
+        target=server.serve,
+        args=(tmp_path / "best_model.pth",),
+        kwargs={"port": 0, "open_browser": False},
+    )
+    serving.start()
+    serving.join(0.5)
+    assert serving.is_alive()
+    assert capsys.readouterr().out == ""
+    batcher.ready.set()
+    batcher.tried.set()
+    serving.join(60)
+    assert "Dashboard ready at http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_server_whose_model_fails_at_a_first_image_does_not_call_itself_ready(
+    monkeypatch, capsys, tmp_path
+):
+    at_once(monkeypatch, batcher_that(tried=True, ready=False))
+    server.serve(tmp_path / "best_model.pth", port=0, open_browser=False)
+    said = capsys.readouterr().out
+    assert "ready" not in said
+    assert "its model failed at a first image, at http://127.0.0.1:" in said
+
+
+def test_a_first_image_that_fails_ends_the_wait(classifier, monkeypatch):
+    def fail(images: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(classifier, "predict", fail)
+    with contextlib.closing(Batcher(classifier)) as batcher:
+        assert batcher.tried.wait(60)
+        assert not batcher.ready.is_set()
+
+
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_only_a_host_that_others_can_reach_is_warned_of(host, warned, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(server, "build_app", lambda *arguments: None)
-    monkeypatch.setattr(server.AnnouncingServer, "run", lambda self, sockets: self.announce())
+    at_once(monkeypatch, batcher_that(tried=True, ready=True))
     server.serve(tmp_path / "best_model.pth", host=host, port=0, open_browser=False)
     said = capsys.readouterr()
     assert ("Warning" in said.err) is warned

@@ -136,6 +136,7 @@ class Batcher:
 
     Attributes:
         ready: set once a first image has gone through the network, which is slower than all later ones.
+        tried: set once it has gone through or failed; only if it failed, `ready` is not set then.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Batcher:
         """
         self.classifier = classifier
         self.ready = threading.Event()
+        self.tried = threading.Event()
         self._most_waiting = most_waiting
         self._at_once = IMAGES_AT_ONCE.get(classifier.device.split(":")[0], BATCH)
         self._on_batch = on_batch
@@ -268,6 +270,8 @@ class Batcher:
             self.ready.set()
         except Exception as error:
             log_failure(error)
+        finally:
+            self.tried.set()
         while (batch := self._gathered()) is not None:
             if isinstance(batch, Work):
                 _carry_out(batch)

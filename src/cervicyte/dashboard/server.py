@@ -142,6 +142,7 @@ def build_app(
         redoc_url=None,
         openapi_url=None,  # the API has its own
     )
+    app.state.batcher = batcher
     app.add_middleware(BoundedUploads, folder=uploads)
     app.add_middleware(PageGate, uploads=uploads)
     if access.token is not None:
@@ -313,10 +314,15 @@ def serve(
                 flush=True,
             )
 
+        batcher: Batcher = app.state.batcher
+
         def announce() -> None:
+            batcher.tried.wait()  # a probe that asks on this line is not to hear "being made ready"
+            is_it = "ready" if batcher.ready.is_set() else "open, though its model failed at a first image,"
             # A token that its owner has chosen is not shown.
             print(
-                f"{RESEARCH_USE_ONLY}\nDashboard ready at {opened if made_here else address} (Ctrl-C ends it)"
+                f"{RESEARCH_USE_ONLY}\n"
+                f"Dashboard {is_it} at {opened if made_here else address} (Ctrl-C ends it)"
             )
             if reading_log is not None:
                 print(f"Readings are kept in {reading_log.path}")
@@ -355,7 +361,7 @@ class LineHandler(logging.StreamHandler):
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Uvicorn's server that calls `announce` once it answers."""
+    """Uvicorn's server that calls `announce`, which may wait, once it answers."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         """Take Uvicorn's settings and the function to call."""
@@ -366,7 +372,7 @@ class AnnouncingServer(uvicorn.Server):
         """Start as Uvicorn does, then announce."""
         await super().startup(sockets)
         if self.started:
-            self.announce()
+            await asyncio.to_thread(self.announce)
 
 
 def _bound(host: str, port: int) -> socket.socket:
