@@ -307,6 +307,12 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
         ("resizing_alone_at_our_size", "the same at our size"),
     ):
         lines.append(f"| {title} | {rates[key]['median']:.1f} | |")
+    in_parts = "".join(
+        f" {one['engine']['name']} in {one['engine']['precision']} takes {one['images_at_once']} of a batch "
+        "at once, the fastest by its first use here."
+        for one in speed["engines"]
+        if "images_at_once" in one
+    )
     processor = " and ".join(
         f"{found['median'] / 1e9:,.0f} GFLOP/s in {precision}"
         for precision, found in speed["processor_operations_per_second"].items()
@@ -317,13 +323,13 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
         *lines,
         "",
         f"An image takes {speed['operations_per_image'] / 1e9:.2f} GFLOP, a multiplication and an addition "
-        f"being two; the machine reaches {processor}."
+        f"being two; the machine reaches {processor}.{in_parts}"
         + (
             f" All that stands beside the network takes {beside['median']:.2f} ms an image "
             f"[{beside['min']:.2f}, {beside['max']:.2f}] where its answers are at hand."
             if beside
-            else " This was measured before libraries were kept to one thread beside the network, and not "
-            "anew since."
+            else " This was measured before libraries were kept to one thread beside the network and before "
+            "OpenVINO took parts of a batch at once, and not anew since."
         ),
         "",
         f"Cold, `cervicyte predict one.bmp` takes {cold['median']:.1f} s [{cold['min']:.1f}, "

@@ -219,6 +219,7 @@ def measure(paths: list[Path], calibrating: list[Path], rounds: int, batch: int)
     engines = []
     for key, classifier in classifiers.items():
         name = "_".join(key)
+        at_once = getattr(classifier.engine, "at_once", None)
         share = [
             operations * rate / most
             for rate, most in zip(rates[f"network_{name}"], products.get(key[1], []), strict=key[1] != INT8)
@@ -226,6 +227,7 @@ def measure(paths: list[Path], calibrating: list[Path], rounds: int, batch: int)
         engines.append(
             {
                 "engine": classifier.engine.describe(),
+                **({"images_at_once": at_once} if at_once else {}),
                 "times_the_original": ratio(f"files_{name}", "original"),
                 "times_resizing_alone": ratio(f"files_{name}", "resizing_alone"),
                 "times_resizing_alone_at_our_size": ratio(f"files_{name}", "resizing_alone_at_our_size"),

@@ -225,6 +225,47 @@ def test_engines_take_turns_when_the_fastest_is_looked_for(model):
     assert len(asked) == 2 * (1 + choice.ROUNDS)  # once for all
 
 
+def test_images_go_through_in_parts_to_the_same_answers(graph, images):
+    engine = OpenVinoEngine(graph)
+    whole = engine.run(images, evidence=True)
+    engine.at_once = 4
+    given = len(images) // 4 * 4 - 1  # the last part is smaller
+    parts = engine.run(images[:given], evidence=True)
+    assert parts.evidence is not None
+    assert len(parts.logits) == len(parts.evidence) == given
+    assert close(parts, Output(*(_first(one, given) for one in whole)))
+    assert engine.run(images[:given]).evidence is None
+
+
+def _first(one, count):
+    return {name: value[:count] for name, value in one.items()} if isinstance(one, dict) else one[:count]
+
+
+def test_how_many_images_bfloat16_takes_at_once_is_measured_once(model, graph, monkeypatch):
+    asked = []
+
+    class BestByEight(OpenVinoEngine):
+        def __init__(self):
+            self.precision = "bfloat16"
+
+        def run(self, images, evidence=False):
+            asked.append(self.at_once)
+            assert len(images) == max(choice.IMAGES_AT_ONCE)
+            time.sleep(0.001 if self.at_once == 8 else 0.01)
+
+    engine, again = BestByEight(), BestByEight()
+    choice._settle(engine, model, "weights")
+    assert engine.at_once == 8
+    assert asked == list(choice.IMAGES_AT_ONCE) * (1 + choice.ROUNDS_AT_ONCE)
+    choice._settle(again, model, "weights")
+    assert again.at_once == 8
+    assert len(asked) == len(choice.IMAGES_AT_ONCE) * (1 + choice.ROUNDS_AT_ONCE)
+    in_float32 = OpenVinoEngine(graph)
+    monkeypatch.setattr(choice, "_rates", None)  # would fail
+    choice._settle(in_float32, model, "weights")
+    assert in_float32.at_once is None
+
+
 def test_other_weights_are_tried_anew(model, cache):
     choice.engine_for(model, "openvino")
     choice.engine_for(model_of(seed=1), "openvino")

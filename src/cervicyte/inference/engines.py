@@ -111,12 +111,18 @@ class OnnxEngine(Engine):
 
 
 class OpenVinoEngine(Engine):
-    """OpenVINO on the processor."""
+    """OpenVINO on the processor.
+
+    Attributes:
+        at_once: images that go through the network together, of those that it is asked for at once: where a
+            few have their activations in the processor's cache, they may be faster than all. None: all.
+    """
 
     name = "openvino"
     package = "openvino"
     precisions = ("float32", "bfloat16")
     reads = (".onnx", ".xml")
+    at_once: int | None = None
 
     def __init__(self, graph: bytes | Path, precision: Precision = "float32") -> None:
         """Take an ONNX model's bytes, or the file of an ONNX model or of OpenVINO's own form (.xml).
@@ -154,9 +160,14 @@ class OpenVinoEngine(Engine):
         """See `Engine.run`."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
-        # What comes out is copied: the request's own memory is written anew with its next images.
-        found = self._of_thread.request.infer({INPUT: np.ascontiguousarray(images)})
-        return _output([found[name] for name in (OUTPUTS if evidence else OUTPUTS[:-1])])
+        wanted = OUTPUTS if evidence else OUTPUTS[:-1]
+        step = self.at_once or max(1, len(images))
+        parts = []
+        for start in range(0, max(1, len(images)), step):
+            # What comes out is copied: the request's own memory is written anew with its next images.
+            found = self._of_thread.request.infer({INPUT: np.ascontiguousarray(images[start : start + step])})
+            parts.append([found[name] for name in wanted])
+        return _output(parts[0] if len(parts) == 1 else list(map(np.concatenate, zip(*parts, strict=True))))
 
 
 def thread_count() -> int:
