@@ -110,7 +110,7 @@ def test_maps_side_by_side_share_one_signed_scale_and_one_reaches_its_end(drawn)
 
 def test_every_map_side_by_side_has_its_own_verdict_below_it_and_its_colour(drawn):
     said = {
-        0: Sentence("Not to be relied on.", None, "not tested: class under 5 %"),
+        0: Sentence("Not to be relied on.", None, "not tested: under 5 %, uncalibrated"),
         1: Sentence("It beats.", True, "beats the controls"),
         2: Sentence("It does not.", False, "does not beat: centre"),
     }

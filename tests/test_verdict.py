@@ -110,7 +110,7 @@ def test_a_class_of_next_to_no_probability_is_not_judged(model):
     assert not found.beats_controls
     assert not found.controls
     assert "Not to be relied on" in found.sentence
-    assert found.short == "not tested: class under 5 %"
+    assert found.short == "not tested: under 5 %, uncalibrated"
     assert found.forward_passes == 1
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,12 +37,22 @@ GO_ON = {
 """Commands that, repeated after an interruption, do not begin anew."""
 
 
+MAY_BE_EMPTY = ("--root-path",)
+"""Options whose value may be no text at all."""
+
+
 class PlainErrors(TyperGroup):
     """Commands whose errors are one sentence and status 2, and which Ctrl-C ends with 130."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep what was typed for `invoke`, and read it."""
+        ctx.meta[__name__] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
+            refuse_empty(ctx.meta[__name__])
             return super().invoke(ctx)
         except CervicyteError as error:
             typer.secho(f"Error: {error}", fg="red", err=True)
@@ -70,6 +82,19 @@ class PlainErrors(TyperGroup):
             typer.echo(f"Stopped.{goes_on if ctx.invoked_subcommand in GO_ON else ''}", err=True)
             raise typer.Exit(130) from None
         raise typer.Exit(2)
+
+
+def refuse_empty(typed: Sequence[str]) -> None:
+    """Raise a UsageError where an argument or a value is empty, as of a shell's variable that is not set.
+
+    A path that is empty would be taken for the current folder.
+    """
+    for before, one in pairwise(["cervicyte", *typed]):
+        option, has_value, value = one.partition("=") if one.startswith("--") else (before, "=", one)
+        if has_value and not value and option not in MAY_BE_EMPTY:
+            raise UsageError(
+                f"What follows {option} is empty; give a name or a value, `.` for the current folder."
+            )
 
 
 app = typer.Typer(

@@ -419,9 +419,9 @@ class MapJob:
                 f"Verdicts: {sum(verdict.beats_controls for verdict in tested)} of "
                 f"{counted(len(tested), 'tested map')} beat their controls; {len(found) - len(tested)} "
                 f"{agreeing(len(found) - len(tested), 'was', 'were')} not tested, since the network gives "
-                f"their class under {least} or they are empty. The verdicts cost {passes:,} forward passes, "
-                f"{passes / count:.0f} a cell. Each is on what speaks for a class, not on what speaks "
-                "against it."
+                f"their class under {least} before calibration, or they are empty. The verdicts cost "
+                f"{passes:,} forward passes, {passes / count:.0f} a cell. Each is on what speaks for a "
+                "class, not on what speaks against it."
             )
         if not self.with_verdicts:
             said.append(

@@ -62,7 +62,8 @@ class Verdict:
         controls: the same of each control, by the names in `controls.CONTROLS`; none if not tested.
         forward_passes: images sent through a network for this verdict. What several verdicts on one image
             share is counted with the first of them that needs it.
-        probability: of what is explained, on the whole image; below `LEAST_PROBABILITY` no map is tested.
+        probability: of what is explained, on the whole image, as the network gives it, before calibration;
+            below `LEAST_PROBABILITY` no map is tested.
         empty: whether the map marks nothing.
     """
 
@@ -94,8 +95,8 @@ class Verdict:
             return "The map is empty: at this layer nothing in the image speaks for this class."
         if not self.tested:
             return (
-                f"Not to be relied on: the network gives this class {100 * self.probability:.1f} %, too "
-                "little for the map to be tested."
+                f"Not to be relied on: before calibration the network gives this class "
+                f"{100 * self.probability:.1f} %, too little for the map to be tested."
             )
         if self.beats_controls:
             best = max(self.controls, key=lambda name: self.controls[name])
@@ -121,7 +122,7 @@ class Verdict:
         if self.empty:
             return "not tested: the map is empty"
         if not self.tested:
-            return f"not tested: class under {100 * LEAST_PROBABILITY:.0f} %"
+            return f"not tested: under {100 * LEAST_PROBABILITY:.0f} %, uncalibrated"
         if self.beats_controls:
             return "beats the controls"
         return f"does not beat: {', '.join(self.unbeaten)}" if self.unbeaten else "marks what counts no more"
