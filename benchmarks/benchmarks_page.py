@@ -561,8 +561,11 @@ def gpu_lines(found: dict[str, Any] | None) -> list[str]:
     ]
     reached = f"**missed** in {' and '.join(missed)}" if missed else "reached"
     said = f"The goal is at least {goal:.0%}: {reached}. The load of the machine when it ended: {load}."
-    if "memory" not in found:
-        said += " This was measured before batches went through pinned memory, and not anew since."
+    if any("images_at_once" not in one for one in found["precisions"]):
+        said += (
+            " This was measured before batches went to the GPU through pinned memory and in parts, one of "
+            "which is made ready while another is computed, and not anew since."
+        )
     return [*lines, "", said, "", origin(found), ""]
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_speed.py ../shared/data/sipakmed --out benchmarks/results/gpu_speed.json
 
-Batches of 256 preprocessed cells go to the GPU from this machine's memory and come back as what an answer
-needs: logits, the stages' means and, with maps, the evidence of each class. All take turns in each round, in
-one process; a share is taken within its round, and median, lowest and highest of the rounds are told.
+Batches of 256 preprocessed cells go to the GPU from this machine's memory, in parts as the engine sends them,
+and come back as what an answer needs: logits, the stages' means and, with maps, the evidence of each class.
+All take turns in each round, in one process; a share is taken within its round; median, lowest and highest
+of the rounds are told.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def rates_at(precision: Precision, paths: list[Path], rounds: int, device: str) 
                 rates[name].append(rate)
     return {
         "engine": engine.describe(),
+        "images_at_once": engine.at_once,
         "images_per_second": {name: spread(values) for name, values in rates.items()},
         **{
             f"share_{name}": spread(
@@ -92,7 +94,6 @@ def main() -> None:
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device,
         "batch": BATCH,
-        "memory": "pinned",
         "rounds": arguments.rounds,
         "load_average_1_min": round(os.getloadavg()[0], 2),
         "size_pixels": load_model(device="cpu").model.preprocessing.image_size,

@@ -225,8 +225,10 @@ def test_engines_take_turns_when_the_fastest_is_looked_for(model):
     assert len(asked) == 2 * (1 + choice.ROUNDS)  # once for all
 
 
-def test_images_go_through_in_parts_to_the_same_answers(graph, images):
-    engine = OpenVinoEngine(graph)
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_images_go_through_in_parts_to_the_same_answers(name, model, graph, images):
+    engine = OpenVinoEngine(graph) if name == "openvino" else TorchEngine(model)
+    assert engine.at_once is None
     whole = engine.run(images, evidence=True)
     engine.at_once = 4
     given = len(images) // 4 * 4 - 1  # the last part is smaller
@@ -235,6 +237,7 @@ def test_images_go_through_in_parts_to_the_same_answers(graph, images):
     assert len(parts.logits) == len(parts.evidence) == given
     assert close(parts, Output(*(_first(one, given) for one in whole)))
     assert engine.run(images[:given]).evidence is None
+    assert [len(part) for part in engine.parts_of(images[:given])] == [4] * (given // 4) + [3]
 
 
 def _first(one, count):

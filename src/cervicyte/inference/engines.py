@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -37,6 +38,8 @@ class Engine(ABC):
         reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
         notes: why it answers and not another that is installed, a sentence, where there is such a reason.
+        at_once: images that go through the network together, of those that it is asked for at once; None:
+            all.
     """
 
     name: ClassVar[str]
@@ -46,10 +49,17 @@ class Engine(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     precision: str
     notes: tuple[str, ...] = ()
+    at_once: int | None = None
 
     @abstractmethod
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
         """Return what the network makes of images, uint8 [N, S, S, 3], RGB, preprocessed."""
+
+    def parts_of(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield images `at_once` by `at_once`; no images are one part."""
+        step = self.at_once or max(1, len(images))
+        for start in range(0, max(1, len(images)), step):
+            yield images[start : start + step]
 
     @classmethod
     def installed(cls) -> bool:
@@ -113,16 +123,13 @@ class OnnxEngine(Engine):
 class OpenVinoEngine(Engine):
     """OpenVINO on the processor.
 
-    Attributes:
-        at_once: images that go through the network together, of those that it is asked for at once: where a
-            few have their activations in the processor's cache, they may be faster than all. None: all.
+    A few images `at_once`, which have their activations in the processor's cache, may be faster than all.
     """
 
     name = "openvino"
     package = "openvino"
     precisions = ("float32", "bfloat16")
     reads = (".onnx", ".xml")
-    at_once: int | None = None
 
     def __init__(self, graph: bytes | Path, precision: Precision = "float32") -> None:
         """Take an ONNX model's bytes, or the file of an ONNX model or of OpenVINO's own form (.xml).
@@ -161,11 +168,10 @@ class OpenVinoEngine(Engine):
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
         wanted = OUTPUTS if evidence else OUTPUTS[:-1]
-        step = self.at_once or max(1, len(images))
         parts = []
-        for start in range(0, max(1, len(images)), step):
+        for part in self.parts_of(images):
             # What comes out is copied: the request's own memory is written anew with its next images.
-            found = self._of_thread.request.infer({INPUT: np.ascontiguousarray(images[start : start + step])})
+            found = self._of_thread.request.infer({INPUT: np.ascontiguousarray(part)})
             parts.append([found[name] for name in wanted])
         return _output(parts[0] if len(parts) == 1 else list(map(np.concatenate, zip(*parts, strict=True))))
 

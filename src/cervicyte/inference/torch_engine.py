@@ -17,6 +17,8 @@ from cervicyte.network.graph import Output
 from cervicyte.network.model_file import ModelFile
 from cervicyte.network.resnet import folded
 
+AT_ONCE_ON_A_GPU = 128  # not measured; half of what `benchmarks/gpu_speed.py` asks for at once
+
 
 class TorchEngine(Engine):
     """The network on the device where it lies, as it is in float32, or a copy of it in bfloat16."""
@@ -40,6 +42,8 @@ class TorchEngine(Engine):
             network = folded(model.network).to(torch.bfloat16, memory_format=torch.channels_last)
             network.fc = copy.deepcopy(model.network.fc)  # next to no work, and most to lose
             self._network = network
+        if next(model.network.parameters()).is_cuda:
+            self.at_once = AT_ONCE_ON_A_GPU
 
     def describe(self) -> dict[str, Any]:
         """See `Engine.describe`; devices round otherwise."""
@@ -48,17 +52,20 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
         """See `Engine.run`."""
+        # Fetched once all are on their way: a GPU computes one part while the next is made ready for it.
+        parts = [self._computed(part, evidence) for part in self.parts_of(images)]
+        logits, stage2, stage4, *shares = (_array(torch.cat(found)) for found in zip(*parts, strict=True))
+        return Output(logits, {"stage2": stage2, "stage4": stage4}, shares[0] if shares else None)
+
+    def _computed(self, images: np.ndarray, evidence: bool) -> list[Tensor]:
         network = self._network
         inputs = network_input(self._model, images)
         activations = stage_activations(network, inputs.to(network.conv1.weight.dtype))
         # A mean in bfloat16 would round once more.
         means = {stage: values.mean((2, 3), dtype=torch.float32) for stage, values in activations.items()}
         logits = network.fc(means["stage4"])
-        return Output(
-            _array(logits),
-            {stage: _array(values) for stage, values in means.items()},
-            _array(self._evidence(activations["stage4"].float())) if evidence else None,
-        )
+        shares = [self._evidence(activations["stage4"].float())] if evidence else []
+        return [logits, means["stage2"], means["stage4"], *shares]
 
     def _evidence(self, last: Tensor) -> Tensor:
         shares = self._network.fc.weight[:, :, None, None] / (last.shape[2] * last.shape[3])
