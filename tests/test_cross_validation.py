@@ -125,6 +125,19 @@ def test_all_tables_and_the_report_are_there_and_carry_the_notice(probed):
     assert np.allclose(table["value"][0], table[["seed_0", "seed_1"]].to_numpy(float)[0].mean())
 
 
+def test_reports_show_no_cell_where_that_is_asked(trained, cells, tmp_path, monkeypatch):
+    in_report = "<th scope=col>Picture</th>"
+    assert in_report in (trained[0] / "seed_0/fold_0/report.html").read_text()
+    monkeypatch.setattr(cross_validation, "picture_reader", None)  # would fail
+    monkeypatch.setattr(run, "picture_reader", None)
+    cross_validate(cells, tmp_path, overrides=TINY, folds=2, with_pictures=False)
+    reports = list(tmp_path.rglob("report.html"))
+    assert len(reports) == 3
+    for report in reports:
+        assert "The most confident mistakes" in report.read_text()
+        assert in_report not in report.read_text()
+
+
 def test_what_a_model_takes_along_is_fitted_on_all_folds_and_seeds_and_says_so(probed):
     content = json.loads((probed / "calibration.json").read_text())
     pooled = pd.read_csv(probed / "predictions.csv", dtype=str)

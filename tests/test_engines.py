@@ -301,9 +301,11 @@ def test_what_there_is_not_is_refused_by_name(model, name, precision, said):
 
 def test_an_engine_whose_package_is_missing_says_how_to_install_it(model, monkeypatch):
     monkeypatch.setattr(Engine, "installed", classmethod(lambda engine: engine.name == "torch"))
-    with pytest.raises(UsageError, match=r"needs the package openvino; .*pip install cervicyte\.$"):
+    with pytest.raises(
+        UsageError, match=r"needs the package openvino; .*pip install \. in the program's folder\.$"
+    ):
         choice.engine_for(model, "openvino")
-    with pytest.raises(UsageError, match=r"needs the package onnxruntime; .*cervicyte\[fast\]"):
+    with pytest.raises(UsageError, match=r"needs the package onnxruntime; .*'\.\[fast\]' in"):
         choice.engine_for(model, "onnx")
     assert choice.engine_for(model, "auto").name == "torch"
 
@@ -373,6 +375,18 @@ def test_torch_answers_with_a_note_where_openvino_is_wrong(monkeypatch):
         "torch answers, since the engine openvino does not answer as the network does: logits differ by 3."
         in (classifier.notes)
     )
+
+
+def test_a_precision_that_the_processor_has_not_is_told_where_torch_answers_in_it(model, monkeypatch):
+    def refuse(self, graph, precision="float32"):
+        raise UsageError("This processor computes no bfloat16; choose --precision float32.")
+
+    monkeypatch.setattr(OpenVinoEngine, "__init__", refuse)
+    engine = choice.engine_for(model, "auto", "bfloat16")
+    assert engine.name == "torch"
+    assert engine.notes == ("torch answers, since openvino: this processor computes no bfloat16.",)
+    monkeypatch.setattr(OpenVinoEngine, "installed", classmethod(lambda engine: False))
+    assert choice.engine_for(model, "auto", "bfloat16").notes == ()
 
 
 def test_a_table_says_which_engine_answered(model, tmp_path):

@@ -364,7 +364,7 @@ def test_predict_needs_no_torch(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "."], r"cervicyte train needs torch; install it with: pip install 'cervicyte\[train\]'"),
+        (["train", "."], r"cervicyte train needs torch; install it with: pip install '\.\[train\]' in "),
         (["predict", str(CELL), "--model", "m.pth"], r"m\.pth: is no \.safetensors .* install torch: pip"),
     ],
 )

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from cervicyte import __version__
-from cervicyte.errors import CervicyteError, UsageError
+from cervicyte.errors import CervicyteError, UsageError, to_install
 from cervicyte.provenance import RESEARCH_USE_ONLY, as_utf8, refuse_to_replace
 
 DEFAULT_RUN = Path("cbam_resnet50_cervical")
@@ -69,8 +69,8 @@ class PlainErrors(TyperGroup):
             if error.name is None or error.name.split(".")[0] not in OF_TORCH:
                 raise
             typer.secho(
-                f"Error: cervicyte {ctx.invoked_subcommand} needs torch; install it with: pip install "
-                "'cervicyte[train]'.",
+                f"Error: cervicyte {ctx.invoked_subcommand} needs torch; install it with: "
+                f"{to_install('train')}.",
                 fg="red",
                 err=True,
             )
@@ -475,6 +475,7 @@ def cross_validate(
     backbone: Backbone = None,
     allow_leak: AllowLeak = None,
     known_groups: KnownGroups = True,
+    images: Pictures = True,
 ) -> None:
     """Test every cell once, in folds by group; goes on where it was interrupted."""
     from cervicyte.evaluation.cross_validation import cross_validate
@@ -494,6 +495,7 @@ def cross_validate(
         allow_leak=allow_leak,
         known_groups=known_groups,
         only_folds=only_fold or (),
+        with_pictures=images,
         command=_command_line(),
         progress=TerminalProgress(),
     )
@@ -542,6 +544,7 @@ def optimism(
     recipe: Recipe = None,
     set_: Settings = None,
     backbone: Backbone = None,
+    images: Pictures = True,
 ) -> None:
     """Show how much splits by cell and by field flatter, against the split by group."""
     from cervicyte.evaluation.optimism import optimism
@@ -557,6 +560,7 @@ def optimism(
         folds=folds,
         seeds=_numbers(seeds),
         backbone=backbone,
+        with_pictures=images,
         command=_command_line(),
         progress=TerminalProgress(),
     )

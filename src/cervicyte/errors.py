@@ -5,6 +5,12 @@ to do. The command line prints it and exits with status 2; the dashboard shows i
 """
 
 
+def to_install(extra: str | None = None) -> str:
+    """Return what to type for the program, or for one of its extras: the project is on no index yet."""
+    what = "." if extra is None else f"'.[{extra}]'"
+    return f"pip install {what} in the program's folder"
+
+
 class CervicyteError(Exception):
     """Base of all errors below: something in the input, not in the program, needs mending."""
 

@@ -111,7 +111,7 @@ def group_by_name(
         )
     if "SIPaKMeD" in known and not known_groups:
         warnings.append(
-            "SIPaKMeD's overlapping fields are not joined: about one test cell in eight may stand beside "
+            "SIPaKMeD's overlapping fields are not joined: about one test cell in five may stand beside "
             "its twin in the training set."
         )
     return Grouped(groups, fields, warnings)

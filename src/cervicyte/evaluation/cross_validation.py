@@ -125,6 +125,7 @@ def cross_validate(
     known_groups: bool = True,
     features_file: Path | None = None,
     only_folds: Sequence[int] = (),
+    with_pictures: bool = True,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -147,6 +148,7 @@ def cross_validate(
         features_file: where frozen features are kept, `out/features.npz` unless given.
         only_folds: train and test these alone, so that several machines may share the work, and leave the
             tables to a call without.
+        with_pictures: whether the reports show the cells that were mistaken.
         command: the command line, recorded in every artefact.
         progress: is told of every step.
 
@@ -198,6 +200,7 @@ def cross_validate(
                 recipe_file=recipe_file,
                 overrides={**overrides, "seed": seed},
                 split_choice=SplitChoice(None, by, folds, fold, seed, allow_leak),
+                with_pictures=with_pictures,
                 known_groups=known_groups,
                 calibrate=False,
                 resume=True,
@@ -231,7 +234,7 @@ def cross_validate(
         first.drop(columns=["seed", "fold"]),
         dataset.classes,
         context={**context, "seeds": seeds[:1]},
-        image_of=picture_reader(dataset.cells),
+        image_of=picture_reader(dataset.cells) if with_pictures else None,
     )
     calibrated = cross_fitted(pooled, dataset.classes, allow_leak)
     write_table(calibrated.table, out / CALIBRATED_NAME)

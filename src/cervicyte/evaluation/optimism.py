@@ -51,6 +51,7 @@ def optimism(
     seeds: Sequence[int] = (0,),
     backbone: str | None = None,
     known_groups: bool = True,
+    with_pictures: bool = True,
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def optimism(
         data: folder or manifest of labelled cells.
         out: takes a cross-validation for each split, in `cell`, `field` and `group`, and the tables.
         frozen: probe frozen features (minutes) instead of training networks (hours).
-        recipe_file, overrides, folds, seeds, backbone, known_groups, command, progress: see
+        recipe_file, overrides, folds, seeds, backbone, known_groups, with_pictures, command, progress: see
             `cross_validate`. Without known groups there is nothing that the split by group mends.
 
     Returns:
@@ -86,6 +87,7 @@ def optimism(
             allow_leak=None if by == "group" else by,  # each leak bears the name of what stays whole
             known_groups=known_groups,
             features_file=out / FEATURES_NAME,
+            with_pictures=with_pictures,
             command=command,
             progress=progress,
         )

@@ -63,9 +63,20 @@ def refuse_seen(
     if seen and not allow_seen:
         raise SplitError(
             f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
-            f"training or show the same place as one that did; {remedy}."
+            f"training or show the same place as one that did; {remedy}{_or_name_them(model, seen)}."
         )
     return seen
+
+
+def _or_name_them(model: Described, seen: Sequence[Cell]) -> str:
+    """Return a further remedy where no cell is known by its content: others' may bear SIPaKMeD's names."""
+    contents = set(model.metadata["seen"].get("sha256", ()))
+    if any(sha256_of_file(cell.path) in contents for cell in seen):
+        return ""
+    return (
+        "; they are taken for SIPaKMeD's by the names of classes and files: if they are not, say what "
+        "belongs together in a manifest's `group` column"
+    )
 
 
 def note_on_unknown_training(model: Described) -> str | None:

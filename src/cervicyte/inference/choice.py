@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cervicyte import __version__
-from cervicyte.errors import ModelFileError, UsageError
+from cervicyte.errors import ModelFileError, UsageError, to_install
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.inference.engines import (
     INT8,
@@ -92,7 +92,7 @@ def engine_for(
             )
         _settle(engine, model, digest())
         return engine
-    right, unusable, wrong = [], [], []
+    right, unusable, wrong, refused = [], [], [], []
     for kind in (TORCH, *GRAPH_ENGINES):
         if kind == TORCH and frozen:
             continue
@@ -105,17 +105,19 @@ def engine_for(
                 right.append(engine)
         except UsageError as error:  # such as a processor without this precision, or no package
             unusable.append(_reason(error, kind, model))
+            if precision != "float32" and _has(kind, precision):
+                refused.append(unusable[-1])
         except ModelFileError as error:  # a library that cannot open the graph, which another may
             wrong.append(_reason(error, kind, model))
     if right:
         engine = _fastest(right, model, digest())
-        if wrong:
-            engine.notes = (f"{engine.name} answers, since {' and '.join(wrong)}.",)
+        if wrong or refused:
+            engine.notes = (f"{engine.name} answers, since {' and '.join([*wrong, *refused])}.",)
         return engine
     if not any(kind.installed() for kind in GRAPH_ENGINES.values()) and frozen:
         raise UsageError(
-            "Nothing that computes a network is installed; install torch with: pip install "
-            "'cervicyte[train]', or OpenVINO with: pip install cervicyte."
+            f"Nothing that computes a network is installed; install torch with: {to_install('train')}, or "
+            f"OpenVINO with: {to_install()}."
         )
     which = f"{model.path}: no engine here" if isinstance(model, FrozenModel) else "No engine here"
     remedy = "export the model anew" if frozen else "choose --engine torch in float32"
@@ -131,6 +133,12 @@ def usual_engine(path: Path) -> str | None:
     if path.suffix != ".safetensors" or not torch_is_installed():
         return None
     return OpenVinoEngine.name if OpenVinoEngine.installed() and not _torch_has_a_gpu() else None
+
+
+def _has(kind: str, precision: Precision) -> bool:
+    """Return whether an engine is installed and has this precision, on some processor."""
+    engine = GRAPH_ENGINES.get(kind)
+    return engine is not None and engine.installed() and precision in engine.precisions
 
 
 def _torch_has_a_gpu() -> bool:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from cervicyte.errors import ModelFileError, UsageError
+from cervicyte.errors import ModelFileError, UsageError, to_install
 from cervicyte.inference.signal_stack import signal_stack_kept
 from cervicyte.network.graph import INPUT, OUTPUTS, Output
 
@@ -33,7 +33,7 @@ class Engine(ABC):
     Attributes:
         name: as the command line has it.
         package: that it needs.
-        install: what pip is asked for to have it; `cervicyte` alone brings most.
+        extra: of the program that brings it; None: it always comes.
         precisions: that it has.
         reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
@@ -44,7 +44,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     package: ClassVar[str]
-    install: ClassVar[str] = "cervicyte"
+    extra: ClassVar[str | None] = None
     precisions: ClassVar[tuple[Precision, ...]]
     reads: ClassVar[tuple[str, ...]] = ()
     precision: str
@@ -77,8 +77,8 @@ class Engine(ABC):
             raise UsageError(f"The engine {cls.name} has no {precision}; choose another with --engine.")
         if not cls.installed():
             raise UsageError(
-                f"The engine {cls.name} needs the package {cls.package}; install it with: pip install "
-                f"{cls.install}."
+                f"The engine {cls.name} needs the package {cls.package}; install it with: "
+                f"{to_install(cls.extra)}."
             )
 
 
@@ -87,7 +87,7 @@ class OnnxEngine(Engine):
 
     name = "onnx"
     package = "onnxruntime"
-    install = "'cervicyte[fast]'"
+    extra = "fast"
     precisions = ("float32",)
     reads = (".onnx",)
 

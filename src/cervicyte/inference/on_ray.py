@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 
 from cervicyte import __version__
-from cervicyte.errors import UsageError, WorkersError
+from cervicyte.errors import UsageError, WorkersError, to_install
 from cervicyte.evaluation.predictions import BATCH
 from cervicyte.inference.classifier import Classifier
 from cervicyte.inference.engines import Precision
@@ -36,7 +36,7 @@ from cervicyte.inference.object_store import is_uri
 from cervicyte.inference.predict import Rows, rows_of_batch
 from cervicyte.inference.sources import Archive, Source
 
-INSTALL = "install it with: pip install 'cervicyte[ray]'"
+INSTALL = f"install it with: {to_install('ray')}"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
 BLOCK = 2 * BATCH  # images that a worker is handed at once, and that are asked again if it dies
 AT_ONCE = 100_000  # images whose names are with Ray; after them, workers load the model anew

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from cervicyte.errors import UsageError
+from cervicyte.errors import UsageError, to_install
 from cervicyte.evaluation.predictions import softmax
 from cervicyte.pages import counted
 
@@ -53,9 +53,7 @@ def quantised(graph: bytes, cells: np.ndarray) -> bytes:
         UsageError: onnxruntime is not installed, or there are too few cells.
     """
     if util.find_spec("onnxruntime") is None:
-        raise UsageError(
-            "int8 needs the package onnxruntime; install it with: pip install 'cervicyte[fast]'."
-        )
+        raise UsageError(f"int8 needs the package onnxruntime; install it with: {to_install('fast')}.")
     if len(cells) < FEWEST_CELLS:
         raise UsageError(
             f"{counted(len(cells), 'image', 'is', 'are')} too few to calibrate int8; give {FEWEST_CELLS} or "

@@ -25,7 +25,7 @@ class TorchEngine(Engine):
 
     name = "torch"
     package = "torch"
-    install = "'cervicyte[train]'"
+    extra = "train"
     precisions = ("float32", "bfloat16")
 
     def __init__(self, model: ModelFile, precision: Precision = "float32") -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from cervicyte.errors import ModelFileError, UsageError
+from cervicyte.errors import ModelFileError, UsageError, to_install
 from cervicyte.images.preprocessing import Preprocessing
 from cervicyte.network.description import (
     ABOUT,
@@ -48,7 +48,7 @@ GRAPH_SUFFIXES = (".onnx", ".xml")
 GRAPH_OF_FOLDER = "model.xml"  # in the folder that an export to OpenVINO writes
 REFERENCE = "reference."  # begins the names of what a graph is held against
 PRECISION_KEY = "graph_precision"
-WITHOUT_TORCH = "pip install 'cervicyte[train]'"
+WITHOUT_TORCH = to_install("train")
 
 
 @dataclass(frozen=True)
@@ -336,12 +336,12 @@ def _about_of_onnx(path: Path) -> str | None:
             return found
     except Exception as error:  # protobuf's, or onnxruntime's, which have no common base
         raise ModelFileError(f"{path}: is no ONNX graph, or damaged; export it anew.") from error
-    raise UsageError(f"{path}: needs the package onnx; install it with: pip install cervicyte.")
+    raise UsageError(f"{path}: needs the package onnx; install it with: {to_install()}.")
 
 
 def _about_of_openvino(path: Path) -> str | None:
     if util.find_spec("openvino") is None:
-        raise UsageError(f"{path}: needs the package openvino; install it with: pip install cervicyte.")
+        raise UsageError(f"{path}: needs the package openvino; install it with: {to_install()}.")
     import openvino
 
     try:

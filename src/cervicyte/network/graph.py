@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cervicyte.errors import UsageError
+from cervicyte.errors import UsageError, to_install
 from cervicyte.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def onnx_graph(state: Mapping[str, np.ndarray], preprocessing: Preprocessing) ->
     try:
         from onnx import TensorProto, helper
     except ImportError as error:
-        raise UsageError(
-            "The package onnx is needed for this; install it with: pip install cervicyte."
-        ) from error
+        raise UsageError(f"The package onnx is needed for this; install it with: {to_install()}.") from error
     builder = _Builder(state)
     size, side = preprocessing.image_size, builder.places_along(preprocessing.image_size)
     for name, made in zip(OUTPUTS, builder.network(preprocessing), strict=True):
