@@ -308,10 +308,12 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
     ):
         lines.append(f"| {title} | {rates[key]['median']:.1f} | |")
     in_parts = "".join(
-        f" {one['engine']['name']} in {one['engine']['precision']} takes {one['images_at_once']} of a batch "
-        "at once, the fastest by its first use here."
+        f" In parts of {' and '.join(one['times_whole_batches'])} images, {one['engine']['name']} in "
+        f"{one['engine']['precision']} computes a batch "
+        f"{' and '.join(format(found['median'], '.2f') for found in one['times_whole_batches'].values())} "
+        "times as fast as whole."
         for one in speed["engines"]
-        if "images_at_once" in one
+        if "times_whole_batches" in one
     )
     processor = " and ".join(
         f"{found['median'] / 1e9:,.0f} GFLOP/s in {precision}"
@@ -328,8 +330,8 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
             f" All that stands beside the network takes {beside['median']:.2f} ms an image "
             f"[{beside['min']:.2f}, {beside['max']:.2f}] where its answers are at hand."
             if beside
-            else " This was measured before libraries were kept to one thread beside the network and before "
-            "OpenVINO took parts of a batch at once, and not anew since."
+            else " This was measured before libraries were kept to one thread beside the network, and not "
+            "anew since."
         ),
         "",
         f"Cold, `cervicyte predict one.bmp` takes {cold['median']:.1f} s [{cold['min']:.1f}, "

@@ -200,13 +200,17 @@ def test_health_and_readiness(client, classifier):
     assert [client.head(f"{BASE}/{path}").status_code for path in ("health", "ready")] == [200, 200]
     batcher = client.app.state.batcher
     batcher.ready.clear()
+    batcher.tried.clear()
     try:
         assert client.head(f"{BASE}/ready").status_code == 503
         response = client.get(f"{BASE}/ready")
         assert "being made ready" in refused(response, 503)
         assert int(response.headers["retry-after"]) > 0
         assert client.get(f"{BASE}/health").status_code == 200
+        batcher.tried.set()
+        assert "failed at a first image" in refused(client.get(f"{BASE}/ready"), 503)
     finally:
+        batcher.tried.set()
         batcher.ready.set()
 
 

@@ -19,11 +19,15 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from conftest import PROJECT
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
@@ -221,44 +225,43 @@ def test_a_port_that_is_taken_is_told_in_one_sentence(tmp_path):
             server.serve(tmp_path / "never_read.pth", port=port)
 
 
-def batcher_that(*, tried: bool, ready: bool) -> SimpleNamespace:
+def at_once(monkeypatch: pytest.MonkeyPatch, *, ready: bool) -> None:
+    """Let `serve` announce, and end."""
     batcher = SimpleNamespace(tried=threading.Event(), ready=threading.Event())
-    if tried:
-        batcher.tried.set()
+    batcher.tried.set()
     if ready:
         batcher.ready.set()
-    return batcher
-
-
-def at_once(monkeypatch: pytest.MonkeyPatch, batcher: SimpleNamespace) -> None:
-    """Let `serve` announce, and end."""
     app = SimpleNamespace(state=SimpleNamespace(batcher=batcher))
     monkeypatch.setattr(server, "build_app", lambda *arguments: app)
     monkeypatch.setattr(server.AnnouncingServer, "run", lambda self, sockets: self.announce())
 
 
-def test_the_server_says_that_it_is_ready_once_its_model_is(monkeypatch, capsys, tmp_path):
-    batcher = batcher_that(tried=False, ready=False)
-    at_once(monkeypatch, batcher)
-    serving = threading.Thread(
-        target=server.serve,
-        args=(tmp_path / "best_model.pth",),
-        kwargs={"port": 0, "open_browser": False},
-    )
-    serving.start()
-    serving.join(0.5)
-    assert serving.is_alive()
-    assert capsys.readouterr().out == ""
-    batcher.ready.set()
-    batcher.tried.set()
-    serving.join(60)
-    assert "Dashboard ready at http://127.0.0.1:" in capsys.readouterr().out
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_server_answers_at_once_and_is_announced_when_its_model_was_tried(ended):
+    tried, announced, app = threading.Event(), threading.Event(), FastAPI()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_level="critical")
+        served = server.AnnouncingServer(config, tried.is_set, announced.set)
+        serving = threading.Thread(target=served.run, args=([listener],))
+        serving.start()
+        try:
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60)
+            assert not announced.wait(0.3)
+            if not ended:
+                tried.set()
+                assert announced.wait(60)
+        finally:
+            served.should_exit = True
+            serving.join(60)
+    assert not serving.is_alive()
+    assert announced.is_set() is not ended
 
 
 def test_a_server_whose_model_fails_at_a_first_image_does_not_call_itself_ready(
     monkeypatch, capsys, tmp_path
 ):
-    at_once(monkeypatch, batcher_that(tried=True, ready=False))
+    at_once(monkeypatch, ready=False)
     server.serve(tmp_path / "best_model.pth", port=0, open_browser=False)
     said = capsys.readouterr().out
     assert "ready" not in said
@@ -277,7 +280,7 @@ def test_a_first_image_that_fails_ends_the_wait(classifier, monkeypatch):
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_only_a_host_that_others_can_reach_is_warned_of(host, warned, monkeypatch, capsys, tmp_path):
-    at_once(monkeypatch, batcher_that(tried=True, ready=True))
+    at_once(monkeypatch, ready=True)
     server.serve(tmp_path / "best_model.pth", host=host, port=0, open_browser=False)
     said = capsys.readouterr()
     assert ("Warning" in said.err) is warned

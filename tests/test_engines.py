@@ -244,31 +244,6 @@ def _first(one, count):
     return {name: value[:count] for name, value in one.items()} if isinstance(one, dict) else one[:count]
 
 
-def test_how_many_images_bfloat16_takes_at_once_is_measured_once(model, graph, monkeypatch):
-    asked = []
-
-    class BestByEight(OpenVinoEngine):
-        def __init__(self):
-            self.precision = "bfloat16"
-
-        def run(self, images, evidence=False):
-            asked.append(self.at_once)
-            assert len(images) == max(choice.IMAGES_AT_ONCE)
-            time.sleep(0.001 if self.at_once == 8 else 0.01)
-
-    engine, again = BestByEight(), BestByEight()
-    choice._settle(engine, model, "weights")
-    assert engine.at_once == 8
-    assert asked == list(choice.IMAGES_AT_ONCE) * (1 + choice.ROUNDS_AT_ONCE)
-    choice._settle(again, model, "weights")
-    assert again.at_once == 8
-    assert len(asked) == len(choice.IMAGES_AT_ONCE) * (1 + choice.ROUNDS_AT_ONCE)
-    in_float32 = OpenVinoEngine(graph)
-    monkeypatch.setattr(choice, "_rates", None)  # would fail
-    choice._settle(in_float32, model, "weights")
-    assert in_float32.at_once is None
-
-
 def test_other_weights_are_tried_anew(model, cache):
     choice.engine_for(model, "openvino")
     choice.engine_for(model_of(seed=1), "openvino")

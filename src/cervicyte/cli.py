@@ -37,7 +37,7 @@ GO_ON = {
 """Commands that, repeated after an interruption, do not begin anew."""
 
 
-MAY_BE_EMPTY = ("--root-path",)
+MAY_BE_EMPTY = ("--root-path", "--ray-address")
 """Options whose value may be no text at all."""
 
 
@@ -92,9 +92,9 @@ def refuse_empty(typed: Sequence[str]) -> None:
     for before, one in pairwise(["cervicyte", *typed]):
         option, has_value, value = one.partition("=") if one.startswith("--") else (before, "=", one)
         if has_value and not value and option not in MAY_BE_EMPTY:
-            raise UsageError(
-                f"What follows {option} is empty; give a name or a value, `.` for the current folder."
-            )
+            # What stands before may be a value, such as a token.
+            what = f"What follows {option}" if option.startswith("--") else "An argument"
+            raise UsageError(f"{what} is empty; give a name or a value, `.` for the current folder.")
 
 
 app = typer.Typer(

@@ -319,6 +319,8 @@ def build_api(classifier: Classifier, model_name: str, batcher: Batcher, monitor
     @api.get("/ready", summary="Whether the model answers", responses=problems(503))
     async def ready() -> Health:
         if not batcher.ready.is_set():
+            if batcher.tried.is_set():
+                raise ProblemError(503, "The model failed at a first image: see the server's log.")
             raise ProblemError(503, "The model is being made ready; ask again.", headers=RETRY)
         return Health(status="ready", model=model_name, version=__version__)
 

@@ -64,6 +64,7 @@ from cervicyte.inference.engines import Precision
 from cervicyte.provenance import RESEARCH_USE_ONLY
 
 SECONDS_FOR_OPEN_PAGES = 1  # to let go when the server ends; a page holds its connection for ever
+SECONDS_BETWEEN_ASKING = 0.05  # whether a first image went through
 SECONDS_BETWEEN_SWEEPS = 60  # in which pages that nobody looks at any more are forgotten
 ADAPTED_NAME = "cervicyte_adapted.safetensors"
 OVERLAYS_NAME = "cervicyte_overlays.zip"
@@ -317,7 +318,6 @@ def serve(
         batcher: Batcher = app.state.batcher
 
         def announce() -> None:
-            batcher.tried.wait()  # a probe that asks on this line is not to hear "being made ready"
             is_it = "ready" if batcher.ready.is_set() else "open, though its model failed at a first image,"
             # A token that its owner has chosen is not shown.
             print(
@@ -342,7 +342,7 @@ def serve(
         )
         # Uvicorn ends in good order, then raises the signal that ended it once more.
         with contextlib.suppress(KeyboardInterrupt):
-            AnnouncingServer(settings, announce).run([listener])
+            AnnouncingServer(settings, batcher.tried.is_set, announce).run([listener])
         print("Dashboard ended.", flush=True)
 
 
@@ -361,18 +361,23 @@ class LineHandler(logging.StreamHandler):
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Uvicorn's server that calls `announce`, which may wait, once it answers."""
+    """Uvicorn's server that calls `announce` once it answers and its model has been tried."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
-        """Take Uvicorn's settings and the function to call."""
+    def __init__(
+        self, config: uvicorn.Config, is_tried: Callable[[], bool], announce: Callable[[], None]
+    ) -> None:
+        """Take Uvicorn's settings, what says that the model was tried, and the function to call."""
         super().__init__(config)
+        self.is_tried = is_tried
         self.announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as Uvicorn does, then announce."""
+        """Start as Uvicorn does; announce when a probe that asks then is not told to wait."""
         await super().startup(sockets)
-        if self.started:
-            await asyncio.to_thread(self.announce)
+        while self.started and not self.is_tried() and not self.should_exit:
+            await asyncio.sleep(SECONDS_BETWEEN_ASKING)
+        if self.started and not self.should_exit:
+            self.announce()
 
 
 def _bound(host: str, port: int) -> socket.socket:

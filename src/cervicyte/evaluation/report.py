@@ -24,6 +24,7 @@ from cervicyte.evaluation.tables import (
     confident_mistakes,
     evaluate_predictions,
     per_class_table,
+    read_predictions,
     write_table,
 )
 from cervicyte.metrics import Estimate
@@ -40,14 +41,16 @@ from cervicyte.pages import (
 )
 from cervicyte.provenance import RESEARCH_USE_ONLY, provenance, write_json, write_text
 
+REPORT_NAME = "report.html"
 REPORT_FILES = (
     PREDICTIONS_NAME,
     "per_class_metrics.csv",
     "confusion_matrix.png",
     "training_history.png",
-    "report.html",
+    REPORT_NAME,
     "metrics.json",
 )
+PICTURE = "Picture"  # heads the column of mistaken cells
 MISTAKES_SHOWN = 24
 
 OVERALL_TITLES = {
@@ -106,9 +109,27 @@ def write_evaluation(
         charts.write_png(
             charts.history_figure(history, _kept(history, context)), out / "training_history.png", remark
         )
-    write_text(out / "report.html", report_page(evaluation, predictions, content, history, image_of))
+    write_text(out / REPORT_NAME, report_page(evaluation, predictions, content, history, image_of))
     write_json(out / "metrics.json", content)
     return content
+
+
+def leave_out_pictures(out: Path, content: Mapping[str, Any], history: pd.DataFrame | None = None) -> None:
+    """Write the report of a finished evaluation anew without cells, if it shows any.
+
+    Args:
+        out: the folder that `write_evaluation` left.
+        content: of its `metrics.json`.
+        history: as it was given there.
+    """
+    path = out / REPORT_NAME
+    if not path.is_file() or f">{PICTURE}<" not in path.read_text(encoding="utf-8"):
+        return
+    predictions, intervals = read_predictions(out), content["intervals"]
+    evaluation = evaluate_predictions(
+        predictions, content["class_names"], intervals["draws"], intervals["seed"]
+    )
+    write_text(path, report_page(evaluation, predictions, content, history))
 
 
 def figures_of(
@@ -357,7 +378,7 @@ def _mistakes(predictions: pd.DataFrame, image_of: Callable[[str], np.ndarray] |
                 ],
             )
         )
-    head = ["Cell", *(["Picture"] if image_of is not None else [])]
+    head = ["Cell", *([PICTURE] if image_of is not None else [])]
     head += ["True class", "Called", "Confidence", "Probability of the true class"]
     return table(head, rows, "Wrong calls, the most confident first", style="mistakes")
 

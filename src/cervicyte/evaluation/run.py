@@ -36,7 +36,7 @@ from cervicyte.evaluation.answers import Answerer, answered_cells, attach, fit_a
 from cervicyte.evaluation.frozen_network import fit_classifier
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.linear_probe import frozen_features, probe_predictions
-from cervicyte.evaluation.report import REPORT_FILES, write_evaluation
+from cervicyte.evaluation.report import REPORT_FILES, leave_out_pictures, write_evaluation
 from cervicyte.evaluation.seen import (
     NOT_PATIENTS,
     note_on_unknown_training,
@@ -205,7 +205,10 @@ def train_and_evaluate(
         if resume and is_finished(out):
             _check_same_run(out, recipe, split_choice)
             progress.say(f"{out}: this run is finished; nothing is left to do.")
-            return read_metrics(out)
+            finished = read_metrics(out)
+            if not with_pictures:
+                leave_out_pictures(out, finished, pd.read_csv(out / HISTORY_NAME))
+            return finished
         read: list[str | Path | None] = [recipe.parent, recipe.backbone, *split_choice.files]
         claim(out, files_of_run(out), is_finished(out), resume=resume, force=force, read=read)
     processes.wait_for_everyone()

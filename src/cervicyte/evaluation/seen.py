@@ -74,8 +74,8 @@ def _or_name_them(model: Described, seen: Sequence[Cell]) -> str:
     if any(sha256_of_file(cell.path) in contents for cell in seen):
         return ""
     return (
-        "; they are taken for SIPaKMeD's by the names of classes and files: if they are not, say what "
-        "belongs together in a manifest's `group` column"
+        "; or, if cells of your own only bear the names of SIPaKMeD's classes and files, say what belongs "
+        "together in a manifest's `group` column"
     )
 
 

@@ -40,7 +40,7 @@ from cervicyte.evaluation.elsewhere import COLUMNAR
 from cervicyte.evaluation.features import logits_of_means, pooled_features
 from cervicyte.evaluation.ledger import record_opening
 from cervicyte.evaluation.predictions import logistic
-from cervicyte.evaluation.report import write_evaluation
+from cervicyte.evaluation.report import leave_out_pictures, write_evaluation
 from cervicyte.evaluation.run import (
     RECIPE_NAME,
     SPLIT_NAME,
@@ -52,6 +52,7 @@ from cervicyte.evaluation.run import (
     files_of_run,
     labelled_images,
     picture_reader,
+    read_metrics,
     seen_cells,
     throw_away,
 )
@@ -165,7 +166,11 @@ def train_together(
     trained_names = [name for name in paths if name != leave_out]
     own, choice = _own_files(out, list(paths)), split_choice or SplitChoice()
     if resume and _is_finished(out):
-        return _finished(out, recipe, trained_names, leave_out, choice, progress)
+        content = _finished(out, recipe, trained_names, leave_out, choice, progress)
+        if not with_pictures:
+            for name in trained_names:
+                leave_out_pictures(out / name, read_metrics(out / name))
+        return content
     if main:
         claim(out, own, _is_finished(out), resume=resume, force=force, read=[recipe.backbone])
     PartialState().wait_for_everyone()

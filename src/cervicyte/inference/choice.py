@@ -1,8 +1,9 @@
 """Which engine answers: the one that was asked for, or the fastest that is installed and right.
 
 An engine is compared with the network the first time that a model meets it on a machine. Which of those that
-are X images OpenVINO takes at once in bfloat16. What was found is kept in the user's cache folder,
-under everything that it may depend on; where nothing can be written there, it is found anew each time.
+are right is the fastest is measured once, in turns, so that other work on the machine falls on all of them.
+What was found is kept in the user's cache folder, under everything that it may depend on; where nothing can
+be written there, it is found anew each time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import numpy as np
 
 from cervicyte import __version__
 from cervicyte.errors import ModelFileError, UsageError, to_install
-from cervicyte.evaluation.predictions import BATCH
 from cervicyte.inference.engines import (
     INT8,
     PRECISIONS,
@@ -49,10 +49,6 @@ TORCH = "torch"
 GRAPH_ENGINES: dict[str, Any] = {engine.name: engine for engine in (OnnxEngine, OpenVinoEngine)}
 CACHE_VARIABLE = "CERVICYTE_CACHE"
 ROUNDS = 5  # of which the fastest counts, after one that warms up
-# Of a batch, how many images OpenVINO may take at once. In bfloat16 the processor's cache may decide, as its
-# products are fast; in float32 and int8, with AVX2, no size was faster than another.
-IMAGES_AT_ONCE = (BATCH, 16, 8, 4)
-ROUNDS_AT_ONCE = 2  # whoever waits for a first answer waits for these
 
 
 def engine_for(
@@ -90,7 +86,6 @@ def engine_for(
                 f"The engine {name} does not answer as the network does: {'; '.join(faults)}. Choose "
                 f"{'another' if frozen else TORCH}."
             )
-        _settle(engine, model, digest())
         return engine
     right, unusable, wrong, refused = [], [], [], []
     for kind in (TORCH, *GRAPH_ENGINES):
@@ -101,11 +96,10 @@ def engine_for(
             if faults := _faults(engine, model, digest()):
                 wrong.append(f"{kind} does not answer as the network does ({', '.join(faults)})")
             else:
-                _settle(engine, model, digest())
                 right.append(engine)
         except UsageError as error:  # such as a processor without this precision, or no package
             unusable.append(_reason(error, kind, model))
-            if precision != "float32" and _has(kind, precision):
+            if precision != "float32" and _has(kind, precision) and not _on_a_gpu(model):
                 refused.append(unusable[-1])
         except ModelFileError as error:  # a library that cannot open the graph, which another may
             wrong.append(_reason(error, kind, model))
@@ -139,6 +133,10 @@ def _has(kind: str, precision: Precision) -> bool:
     """Return whether an engine is installed and has this precision, on some processor."""
     engine = GRAPH_ENGINES.get(kind)
     return engine is not None and engine.installed() and precision in engine.precisions
+
+
+def _on_a_gpu(model: ModelFile | FrozenModel) -> bool:
+    return not isinstance(model, FrozenModel) and next(model.network.parameters()).is_cuda
 
 
 def _torch_has_a_gpu() -> bool:
@@ -248,48 +246,17 @@ def _fastest(engines: Sequence[Engine], model: ModelFile | FrozenModel, weights_
     names = [engine.name for engine in engines]
     known = _read(about).get("fastest")
     if known not in names:
-        images = _images_to_time(model, AT_ONCE)
-        works = {engine.name: functools.partial(engine.run, images) for engine in engines}
-        rates = _rates(works, AT_ONCE, ROUNDS)
+        images = np.concatenate([sample_cells(model.preprocessing)] * AT_ONCE)[:AT_ONCE]
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(1 + ROUNDS):
+            for engine in engines:
+                began = time.perf_counter()
+                engine.run(images)
+                taken[engine.name].append(time.perf_counter() - began)
+        rates = {name: AT_ONCE / min(found[1:]) for name, found in taken.items()}
         known = max(rates, key=lambda name: rates[name])
         _keep(about, {"fastest": known, "images_per_second": rates})
     return engines[names.index(known)]
-
-
-def _settle(engine: Engine, model: ModelFile | FrozenModel, weights_sha256: str) -> None:
-    """Let an engine take as many images at once as is fastest here, from the cache or measured now."""
-    if not isinstance(engine, OpenVinoEngine) or engine.precision != "bfloat16":
-        return
-    about = {"images_at_once_of": _about(engine, model, weights_sha256)}
-    known = _read(about).get("images_at_once")
-    if known not in IMAGES_AT_ONCE:
-        images = _images_to_time(model, BATCH)
-
-        def run(at_once: int) -> None:
-            engine.at_once = at_once
-            engine.run(images)
-
-        works = {at_once: functools.partial(run, at_once) for at_once in IMAGES_AT_ONCE}
-        rates = _rates(works, BATCH, ROUNDS_AT_ONCE)
-        known = max(rates, key=lambda at_once: rates[at_once])
-        _keep(about, {"images_at_once": known, "images_per_second": rates})
-    engine.at_once = known
-
-
-def _images_to_time(model: ModelFile | FrozenModel, count: int) -> np.ndarray:
-    cells = sample_cells(model.preprocessing)
-    return np.resize(cells, (count, *cells.shape[1:]))  # the same ones again and again
-
-
-def _rates(works: Mapping[Any, Callable[[], object]], images: int, rounds: int) -> dict[Any, float]:
-    """Return how many images a second each work does at best, in turns, after a round that warms up."""
-    taken: dict[Any, list[float]] = {name: [] for name in works}
-    for _ in range(1 + rounds):
-        for name, work in works.items():
-            began = time.perf_counter()
-            work()
-            taken[name].append(time.perf_counter() - began)
-    return {name: images / min(found[1:]) for name, found in taken.items()}
 
 
 def _compared(engine: Engine, model: ModelFile | FrozenModel) -> Parity | None:

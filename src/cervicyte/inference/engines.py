@@ -121,10 +121,7 @@ class OnnxEngine(Engine):
 
 
 class OpenVinoEngine(Engine):
-    """OpenVINO on the processor.
-
-    A few images `at_once`, which have their activations in the processor's cache, may be faster than all.
-    """
+    """OpenVINO on the processor."""
 
     name = "openvino"
     package = "openvino"

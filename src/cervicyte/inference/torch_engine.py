@@ -17,7 +17,8 @@ from cervicyte.network.graph import Output
 from cervicyte.network.model_file import ModelFile
 from cervicyte.network.resnet import folded
 
-AT_ONCE_ON_A_GPU = 128  # not measured; half of what `benchmarks/gpu_speed.py` asks for at once
+# Not measured; half of what `benchmarks/gpu_speed.py` asks for at once, and more than `predict` does.
+AT_ONCE_ON_A_GPU = 128
 
 
 class TorchEngine(Engine):
@@ -52,7 +53,7 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
         """See `Engine.run`."""
-        # Fetched once all are on their way: a GPU computes one part while the next is made ready for it.
+        # Fetched once all are on their way: a GPU computes one part while the next is copied to it.
         parts = [self._computed(part, evidence) for part in self.parts_of(images)]
         logits, stage2, stage4, *shares = (_array(torch.cat(found)) for found in zip(*parts, strict=True))
         return Output(logits, {"stage2": stage2, "stage4": stage4}, shares[0] if shares else None)

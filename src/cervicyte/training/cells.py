@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -150,9 +151,16 @@ def draw_seed(*parts: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+@functools.lru_cache(maxsize=8)
+def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what normalises, float32 [1, 3, 1, 1] each; to copy them anew would wait for a GPU's work."""
+    with torch.inference_mode(False):
+        one, other = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    return one, other
+
+
 def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Map uint8 [N, 3, S, S] on any device to the network's float32 input, channels last."""
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
+    mean, std = _moments(preprocessing.mean, preprocessing.std, images.device)
     values = images.float().div_(255).sub_(mean).div_(std)
     return values.contiguous(memory_format=torch.channels_last)
