@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ import pytest
 from cervicyte.datasets.layouts import Cell
 from cervicyte.errors import SplitError
 from cervicyte.evaluation.seen import refuse_seen
+from cervicyte.explanation.samples import _unseen
 from cervicyte.provenance import sha256_of_file
 
 GROUP = "sipakmed:0001"
@@ -31,3 +33,16 @@ def test_cells_that_only_bear_the_names_of_sipakmeds_are_told_how_to_say_so(tmp_
     with pytest.raises(SplitError, match=r"; take other cells\.$"):
         refuse_seen(model, cells, tmp_path, False, "take other cells")
     assert refuse_seen(model, cells, tmp_path, True, "take other cells") == cells[:1]
+
+
+def test_cells_that_explain_leaves_out_by_their_names_are_told_so_too(tmp_path):
+    cells = [cell_in(tmp_path, "005_01.png", GROUP), cell_in(tmp_path, "006_01.png", "sipakmed:0002")]
+    model = Mock(metadata={"seen": {"sha256": [], "groups": [GROUP]}})
+    kept, (note,) = _unseen(model, cells, tmp_path)
+    assert kept == cells[1:]
+    assert "1 of 2 cells" in note
+    assert note.endswith("manifest's `group` column.")
+    own_parts = [replace(cells[0], part="train"), replace(cells[1], part="test")]
+    kept, (note,) = _unseen(Mock(metadata={}), own_parts, tmp_path)
+    assert kept == own_parts[1:]
+    assert note.endswith("--allow-seen takes them.")

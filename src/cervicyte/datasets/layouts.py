@@ -311,8 +311,8 @@ def _count_warnings(data_set: str, counts: Counter[str]) -> list[str]:
         ]
     if counts.total() < sum(published.values()):
         return [
-            f"This is a part of {data_set}: {counts.total():,} of {sum(published.values()):,} cells, "
-            f"{len(counts)} of {len(published)} classes."
+            f"By its names this is a part of {data_set}: {counts.total():,} of "
+            f"{sum(published.values()):,} cells, {len(counts)} of {len(published)} classes."
         ]
     return []
 

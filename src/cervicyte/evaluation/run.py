@@ -40,6 +40,7 @@ from cervicyte.evaluation.report import REPORT_FILES, leave_out_pictures, write_
 from cervicyte.evaluation.seen import (
     NOT_PATIENTS,
     note_on_unknown_training,
+    or_name_them,
     refuse_seen,
     remedy_by_split,
     seen_of,
@@ -597,7 +598,7 @@ def _caveats_of_parent(parent: ModelFile, cells: Mapping[str, Sequence[Cell]], d
         raise SplitError(
             f"{data}: {len(seen)} of {len(cells['test'])} test cells, first {seen[0].name}, took part in the "
             "training of the model to start from, or show the same place as one that did; give a split file "
-            "in which they train, or start from a model that has not seen them."
+            f"in which they train, or start from a model that has not seen them{or_name_them(parent, seen)}."
         )
     caveats = []
     if unknown := note_on_unknown_training(parent):

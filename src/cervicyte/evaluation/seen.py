@@ -63,15 +63,15 @@ def refuse_seen(
     if seen and not allow_seen:
         raise SplitError(
             f"{data}: {len(seen)} of {len(cells)} cells, first {seen[0].name}, took part in this model's "
-            f"training or show the same place as one that did; {remedy}{_or_name_them(model, seen)}."
+            f"training or show the same place as one that did; {remedy}{or_name_them(model, seen)}."
         )
     return seen
 
 
-def _or_name_them(model: Described, seen: Sequence[Cell]) -> str:
+def or_name_them(model: Described, seen: Sequence[Cell]) -> str:
     """Return a further remedy where no cell is known by its content: others' may bear SIPaKMeD's names."""
-    contents = set(model.metadata["seen"].get("sha256", ()))
-    if any(sha256_of_file(cell.path) in contents for cell in seen):
+    contents = set(model.metadata.get("seen", {}).get("sha256", ()))
+    if not seen or any(sha256_of_file(cell.path) in contents for cell in seen):
         return ""
     return (
         "; or, if cells of your own only bear the names of SIPaKMeD's classes and files, say what belongs "

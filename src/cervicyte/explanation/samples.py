@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from cervicyte.datasets.layouts import Cell, evenly_spaced, read_images_or_dataset
 from cervicyte.errors import UsageError
-from cervicyte.evaluation.seen import seen_of
+from cervicyte.evaluation.seen import or_name_them, seen_of
 from cervicyte.network.description import Described
 
 
@@ -73,18 +73,20 @@ def choose_cells(
 def _unseen(model: Described, cells: list[Cell], source: Path) -> tuple[list[Cell], list[str]]:
     tested = [cell for cell in cells if cell.part == "test"]
     kept = tested or cells
-    seen = {cell.name for cell in seen_of(model, kept)}
-    kept = [cell for cell in kept if cell.name not in seen]
+    seen = seen_of(model, kept)
+    names = {cell.name for cell in seen}
+    kept = [cell for cell in kept if cell.name not in names]
     left_out = len(cells) - len(kept)
     if not kept:
         raise UsageError(
-            f"{source}: the model has seen every cell in training; name other cells, or say --allow-seen."
+            f"{source}: the model has seen every cell in training; name other cells, or say --allow-seen"
+            f"{or_name_them(model, seen)}."
         )
     if not left_out:
         return kept, []
     return kept, [
         f"{source.name}: {left_out:,} of {len(cells):,} cells took part in training or show the same place "
-        "as one that did, and were left out; --allow-seen takes them."
+        f"as one that did, and were left out; --allow-seen takes them{or_name_them(model, seen)}."
     ]
 
 
