@@ -263,11 +263,8 @@ def measure(paths: list[Path], calibrating: list[Path], rounds: int, batch: int)
 
 
 def run_in_parts(engine: Engine, images: np.ndarray, size: int) -> None:
-    engine.at_once = size
-    try:
-        engine.run(images)
-    finally:
-        engine.at_once = None
+    for start in range(0, len(images), size):
+        engine.run(images[start : start + size])
 
 
 def rows_of(classifier: Classifier, paths: list[Path]) -> None:

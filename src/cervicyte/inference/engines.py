@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -38,8 +37,6 @@ class Engine(ABC):
         reads: the endings of the graphs' files that it opens.
         precision: of its multiplications; what comes out is float32.
         notes: why it answers and not another that is installed, a sentence, where there is such a reason.
-        at_once: images that go through the network together, of those that it is asked for at once; None:
-            all.
     """
 
     name: ClassVar[str]
@@ -49,17 +46,10 @@ class Engine(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     precision: str
     notes: tuple[str, ...] = ()
-    at_once: int | None = None
 
     @abstractmethod
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
         """Return what the network makes of images, uint8 [N, S, S, 3], RGB, preprocessed."""
-
-    def parts_of(self, images: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield images `at_once` by `at_once`; no images are one part."""
-        step = self.at_once or max(1, len(images))
-        for start in range(0, max(1, len(images)), step):
-            yield images[start : start + step]
 
     @classmethod
     def installed(cls) -> bool:
@@ -164,13 +154,9 @@ class OpenVinoEngine(Engine):
         """See `Engine.run`."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
-        wanted = OUTPUTS if evidence else OUTPUTS[:-1]
-        parts = []
-        for part in self.parts_of(images):
-            # What comes out is copied: the request's own memory is written anew with its next images.
-            found = self._of_thread.request.infer({INPUT: np.ascontiguousarray(part)})
-            parts.append([found[name] for name in wanted])
-        return _output(parts[0] if len(parts) == 1 else list(map(np.concatenate, zip(*parts, strict=True))))
+        # What comes out is copied: the request's own memory is written anew with its next images.
+        found = self._of_thread.request.infer({INPUT: np.ascontiguousarray(images)})
+        return _output([found[name] for name in (OUTPUTS if evidence else OUTPUTS[:-1])])
 
 
 def thread_count() -> int:

@@ -36,7 +36,6 @@ from cervicyte.inference.object_store import is_uri
 from cervicyte.inference.predict import Rows, rows_of_batch
 from cervicyte.inference.sources import Archive, Source
 
-INSTALL = f"install it with: {to_install('ray')}"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
 BLOCK = 2 * BATCH  # images that a worker is handed at once, and that are asked again if it dies
 AT_ONCE = 100_000  # images whose names are with Ray; after them, workers load the model anew
@@ -70,7 +69,7 @@ class RayWorkers:
         if self.threads < 1:
             raise UsageError(f"{self.threads} threads a worker are too few; choose 1 or more.")
         if util.find_spec("ray") is None:
-            raise UsageError(f"The engine ray needs the package ray; {INSTALL}.")
+            raise UsageError(f"The engine ray needs the package ray; install it with: {to_install('ray')}.")
 
     def describe(self) -> dict[str, Any]:
         """See `predict.Workers`."""

@@ -22,7 +22,11 @@ AT_ONCE_ON_A_GPU = 128
 
 
 class TorchEngine(Engine):
-    """The network on the device where it lies, as it is in float32, or a copy of it in bfloat16."""
+    """The network on the device where it lies, as it is in float32, or a copy of it in bfloat16.
+
+    Attributes:
+        at_once: images that go through the network together, of those that it is asked for at once.
+    """
 
     name = "torch"
     package = "torch"
@@ -43,8 +47,7 @@ class TorchEngine(Engine):
             network = folded(model.network).to(torch.bfloat16, memory_format=torch.channels_last)
             network.fc = copy.deepcopy(model.network.fc)  # next to no work, and most to lose
             self._network = network
-        if next(model.network.parameters()).is_cuda:
-            self.at_once = AT_ONCE_ON_A_GPU
+        self.at_once = AT_ONCE_ON_A_GPU if next(model.network.parameters()).is_cuda else None
 
     def describe(self) -> dict[str, Any]:
         """See `Engine.describe`; devices round otherwise."""
@@ -54,7 +57,9 @@ class TorchEngine(Engine):
     def run(self, images: np.ndarray, evidence: bool = False) -> Output:
         """See `Engine.run`."""
         # Fetched once all are on their way: a GPU computes one part while the next is copied to it.
-        parts = [self._computed(part, evidence) for part in self.parts_of(images)]
+        count = max(1, len(images))  # no images are one part
+        step = self.at_once or count
+        parts = [self._computed(images[start : start + step], evidence) for start in range(0, count, step)]
         logits, stage2, stage4, *shares = (_array(torch.cat(found)) for found in zip(*parts, strict=True))
         return Output(logits, {"stage2": stage2, "stage4": stage4}, shares[0] if shares else None)
 

@@ -48,7 +48,6 @@ GRAPH_SUFFIXES = (".onnx", ".xml")
 GRAPH_OF_FOLDER = "model.xml"  # in the folder that an export to OpenVINO writes
 REFERENCE = "reference."  # begins the names of what a graph is held against
 PRECISION_KEY = "graph_precision"
-WITHOUT_TORCH = to_install("train")
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def need_torch(what: str) -> None:
         UsageError: it is not; the text begins with `what`, such as "cervicyte train".
     """
     if not torch_is_installed():
-        raise UsageError(f"{what} needs torch; install it with: {WITHOUT_TORCH}.")
+        raise UsageError(f"{what} needs torch; install it with: {to_install('train')}.")
 
 
 def is_graph(path: Path) -> bool:
@@ -186,7 +185,7 @@ def load_described(path: Path, without_torch: bool = False) -> ModelFile | Froze
     if not torch_is_installed():
         raise ModelFileError(
             f"{path}: is no .safetensors and no exported graph, and only torch reads others; export it to "
-            f"safetensors where torch is, or install torch: {WITHOUT_TORCH}."
+            f"safetensors where torch is, or install torch: {to_install('train')}."
         )
     return _load_by_torch(path)
 
@@ -218,7 +217,7 @@ def _load_weights(path: Path) -> ModelFile | FrozenModel:
         if not torch_is_installed():
             raise ModelFileError(
                 f"{path}: holds a network of the kind {kind!r}, whose weights only torch computes; export "
-                f"it to onnx where torch is, or install torch: {WITHOUT_TORCH}."
+                f"it to onnx where torch is, or install torch: {to_install('train')}."
             )
         return _load_by_torch(path)
     beside = {name: arrays.pop(name) for name in list(arrays) if name.startswith(BESIDE)}
